@@ -1,0 +1,247 @@
+"""The `medqa` program: its verbs, and the one place that catches errors.
+
+Results go to stdout, progress and notices to stderr. Exit codes: 0 done, 1 a bug (with its
+traceback), 2 something the user can mend, 130 interrupted. Heavy imports stay inside the verbs.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medqa.errors import MedQAError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune a small language model on clinical multiple-choice questions, and ask it.\n\n"
+    "Start with `medqa quickstart`. Not medical advice: models err while sounding sure.",
+)
+recipes = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and copy recipes.")
+app.add_typer(recipes, name="recipe")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=V", help="Change one setting; may be repeated."),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made.")]
+
+
+def main() -> None:
+    """Run the program."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        code = app(standalone_mode=False)
+    except MedQAError as exc:
+        print(f"Error: {exc}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("Interrupted.", file=sys.stderr)
+        code = 130
+    except Exception as exc:
+        # click's usage errors know how to show themselves; everything else is a bug.
+        show = getattr(exc, "show", None)
+        if show is None:
+            raise
+        show()
+        code = getattr(exc, "exit_code", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback()
+def _start() -> None:
+    from medqa.cli.output import set_up_logging
+
+    set_up_logging()
+
+
+@app.command()
+def quickstart(
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make; runs/quickstart-N if not given.")
+    ] = None,
+) -> None:
+    """Fine-tune, score and ask in minutes, on any machine, with no network.
+
+    Uses the built-in 135M model and the built-in questions.
+    """
+    from medqa.cli.quickstart import run_quickstart
+
+    run_quickstart(out)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say which device and precision would be used, and why."""
+    from medqa.cli.output import print_doctor, print_json
+    from medqa.hardware.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        print_json(findings)
+    else:
+        print_doctor(findings)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Recipe name, or a path ending in .yaml.")] = "medmcqa",
+    settings: Settings = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make; runs/RECIPE-N if not given.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run instead.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune an adapter.
+
+    Examples:
+      medqa train
+      medqa train medmcqa-2k --set model.name=path/to/model --set data.name=path/to/medmcqa
+      medqa train --resume runs/medmcqa-1
+    """
+    from medqa.cli.output import print_json, print_trained
+    from medqa.errors import ConfigError
+    from medqa.recipe import load_recipe
+    from medqa.runs import new_run_path
+
+    if resume is not None:
+        if settings or out:
+            raise ConfigError(
+                "--resume goes on with the run's own settings and folder",
+                "leave out --set and --out, or train anew without --resume",
+            )
+        from medqa.train.run import resume as resume_run
+
+        run = resume_run(resume)
+    else:
+        config = load_recipe(recipe, settings or [])
+        from medqa.train.run import train as train_run
+
+        run = train_run(config, out or new_run_path(recipe), recipe)
+    if as_json:
+        print_json({"run": str(run.path), **run.record})
+    else:
+        print_trained(run)
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    limit: Annotated[int | None, typer.Option(min=1, help="Measure on this many questions only.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score base and tuned model on the whole evaluation split.
+
+    Writes report.json and predictions.jsonl into the run. Shows our own score and lm-eval's side
+    by side; they answer different questions and must not be mixed.
+    """
+    from medqa.cli.output import print_json, print_report
+    from medqa.evaluate.run import evaluate as evaluate_run
+
+    report = evaluate_run(run, max_rows=limit)
+    if as_json:
+        print_json(report)
+    else:
+        print_report(report)
+
+
+@app.command()
+def ask(
+    run: Run,
+    question: Annotated[str | None, typer.Option("--question", "-q", help="The question.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="One option; give it 2 to 10 times.")
+    ] = None,
+    context: Annotated[str | None, typer.Option(help="Text that the question is about.")] = None,
+    file: Annotated[Path | None, typer.Option(help='JSON file: {"question": ..., "options": [...]}.')] = None,
+    explain: Annotated[bool, typer.Option(help="Write the explanation too.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Answer one question: letter, confidence of every option, explanation.
+
+    Examples:
+      medqa ask runs/quickstart-1 -q "Which vitamin prevents scurvy?" -o "Vitamin A" -o "Vitamin C"
+      medqa ask runs/quickstart-1 --file question.json --json
+      medqa ask runs/quickstart-1            (asks for the question)
+    """
+    from medqa.cli.output import print_answer, print_json
+    from medqa.cli.question import read_question
+
+    example = read_question(question, option or [], context, file)
+    from medqa.serve.engine import Answerer
+
+    answer = Answerer.load(run).answer(example, explain=explain)
+    if as_json:
+        print_json(answer.to_json())
+    else:
+        print_answer(answer, example.options)
+
+
+@recipes.command("list")
+def recipe_list(as_json: Json = False) -> None:
+    """List the recipes that ship with the package."""
+    from medqa.cli.output import print_json, print_rows
+    from medqa.recipe import recipe_names, recipe_text
+
+    rows = []
+    for name in recipe_names():
+        first = recipe_text(name).splitlines()[0].lstrip("# ")
+        rows.append((name, first))
+    if as_json:
+        print_json({"recipes": [{"name": name, "purpose": purpose} for name, purpose in rows]})
+    else:
+        print_rows(rows)
+
+
+@recipes.command("show")
+def recipe_show(
+    name: Annotated[str, typer.Argument(help="Recipe name or path.")],
+    settings: Settings = None,
+    full: Annotated[bool, typer.Option(help="Show every setting, defaults too.")] = False,
+) -> None:
+    """Print a recipe."""
+    from medqa.recipe import dump, load_recipe, recipe_text
+
+    config = load_recipe(name, settings or [])
+    print(dump(config) if full or settings else recipe_text(name), end="")
+
+
+@recipes.command("fields")
+def recipe_fields(as_json: Json = False) -> None:
+    """Print every setting with its default and meaning."""
+    from medqa.cli.output import print_fields, print_json
+    from medqa.recipe import describe_fields
+
+    fields = describe_fields()
+    if as_json:
+        print_json({key: {"default": value, "meaning": text} for key, value, text in fields})
+    else:
+        print_fields(fields)
+
+
+@recipes.command("copy")
+def recipe_copy(
+    name: Annotated[str, typer.Argument(help="Recipe name.")],
+    target: Annotated[Path, typer.Argument(help="File to write, ending in .yaml.")],
+) -> None:
+    """Copy a recipe into a file of your own."""
+    from medqa.errors import ConfigError
+    from medqa.recipe import recipe_text
+    from medqa.runs import write_text
+
+    if target.suffix not in (".yaml", ".yml"):
+        raise ConfigError(f"{str(target)!r} does not end in .yaml", "recipes are found by that ending")
+    if target.exists():
+        raise ConfigError(f"{target} is there already", "give another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, recipe_text(name))
+    print(f"Wrote {target}; use it with: medqa train {target}")

@@ -1,0 +1,163 @@
+"""How results look on a terminal."""
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from medqa.records import LETTERS, Answer
+from medqa.runs import RunFolder
+
+__all__ = [
+    "print_answer",
+    "print_doctor",
+    "print_fields",
+    "print_json",
+    "print_report",
+    "print_rows",
+    "print_trained",
+    "set_up_logging",
+]
+
+BAR_WIDTH = 24
+
+PROMPT_NAMES = {"medqa": "own prompt", "lm_eval": "lm-eval's prompt"}
+
+
+def set_up_logging() -> None:
+    """Send the package's notices to stderr; other libraries speak only in errors."""
+    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.ERROR)
+    logging.getLogger("medqa").setLevel(logging.INFO)
+
+
+def quiet_libraries() -> None:
+    """Switch off transformers' own progress bars; ours are shown instead."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names with what they are for."""
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+
+
+def print_fields(fields: Sequence[tuple[str, Any, str]]) -> None:
+    """Print every setting: key, default, meaning."""
+    table = Table("setting", "default", "meaning", box=None, pad_edge=False)
+    for key, value, text in fields:
+        table.add_row(key, escape(str(value)), escape(text))
+    Console().print(table)
+
+
+def print_doctor(findings: dict[str, Any]) -> None:
+    """Print what the machine has."""
+    console = Console()
+    device = findings["device"]
+    console.print(f"Device     {escape(device['name'])} ({device['device']}): {device['reason']}")
+    if device["memory_gib"]:
+        console.print(f"Memory     {device['memory_gib']} GiB")
+    console.print(f"Precision  {device['dtype']}: {device['dtype_reason']}")
+    console.print(f"torch      {findings['torch_build']}")
+    versions = ", ".join(f"{name} {version}" for name, version in findings["versions"].items())
+    console.print(f"Versions   {versions}")
+    console.print(f"Built-ins  {escape(findings['built_in_model'])}")
+
+
+def print_trained(run: RunFolder) -> None:
+    """Print what training did and what to do next."""
+    training, data = run.record["training"], run.record["data"]
+    seconds = training["seconds"]
+    print(
+        f"Trained on {data['num_used'] - data['num_too_long']:,} questions "
+        f"in {seconds['train']:.0f} s ({training['tokens_per_second']:,.0f} tokens/s)"
+    )
+    print(f"Adapter   {run.path}/adapter")
+    print(f"Curve     {run.path}/loss.png")
+    print(f"Next      medqa evaluate {run.path}")
+    print(f"          medqa ask {run.path}")
+
+
+def _interval(score: dict[str, Any]) -> str:
+    low, high = score["accuracy_interval"]
+    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the scores of base and tuned model, and the subjects."""
+    console = Console()
+    table = Table(title=f"{report['base_model']} on {report['data']['name']}, {report['data']['split']}")
+    for name in ("prompt", "model", "questions", "accuracy (95 % interval)", "NLL", "Brier", "ECE"):
+        table.add_column(name, justify="left" if name in ("prompt", "model") else "right")
+    for prompt, scores in report["scores"].items():
+        for model in ("base", "tuned"):
+            score = scores[model]
+            table.add_row(
+                PROMPT_NAMES[prompt] if model == "base" else "",
+                model,
+                f"{score['num_questions']:,}",
+                _interval(score),
+                f"{score['nll']:.3f}",
+                f"{score['brier']:.3f}",
+                f"{score['ece']:.3f}",
+            )
+    console.print(table)
+    for prompt, scores in report["scores"].items():
+        change = scores["change"]
+        console.print(
+            f"Change, {PROMPT_NAMES[prompt]}: {100 * change['accuracy_gain']:+.1f} points; "
+            f"{change['num_fixed']} questions gained, {change['num_broken']} lost; "
+            f"McNemar p = {change['mcnemar_p']:.2g}"
+        )
+        if scores["tuned"]["num_too_long"]:
+            console.print(f"  {scores['tuned']['num_too_long']} questions were too long and not scored")
+    _print_subjects(console, report)
+    console.print(f"Written to {report['run']}/report.json and predictions.jsonl")
+
+
+def _print_subjects(console: Console, report: dict[str, Any]) -> None:
+    scores = report["scores"]["medqa"]
+    table = Table(title="By subject, own prompt")
+    table.add_column("subject")
+    for name in ("questions", "base", "tuned (95 % interval)"):
+        table.add_column(name, justify="right")
+    base = scores["base"]["subjects"]
+    for subject, score in scores["tuned"]["subjects"].items():
+        before = f"{100 * base[subject]['accuracy']:.1f} %" if subject in base else ""
+        table.add_row(escape(subject), f"{score['num_questions']:,}", before, _interval(score))
+    console.print(table)
+
+
+def print_answer(answer: Answer, options: Sequence[str]) -> None:
+    """Print an answer: question, a bar for each option, the explanation, the notice."""
+    console = Console()
+    console.print(escape(answer.question))
+    for letter, option in zip(LETTERS, options, strict=False):
+        share = answer.probabilities[letter]
+        bar = "\u2588" * round(share * BAR_WIDTH)
+        mark = ">" if letter == answer.letter else " "
+        console.print(f"{mark} {letter}. {share:6.1%} [cyan]{bar:<{BAR_WIDTH}}[/] {escape(option)}")
+    console.print(
+        f"\n[bold]Answer: {answer.letter}. {escape(answer.option)}[/] (confidence {answer.confidence:.0%})"
+    )
+    if answer.explanation is not None:
+        console.print(escape(answer.explanation) or "(the model wrote no explanation)")
+        if not answer.explanation_finished:
+            console.print("[yellow](cut here: the explanation reached its length limit)[/]")
+    console.print(f"\n[dim]{answer.notice}[/]")

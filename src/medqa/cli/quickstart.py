@@ -1,0 +1,41 @@
+"""The whole way on built-in parts: fine-tune, score, ask, and say what to do next."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from medqa.cli.output import print_answer, print_report, print_trained
+from medqa.data.build import evaluation_set
+from medqa.evaluate.run import evaluate
+from medqa.recipe import load_recipe
+from medqa.runs import new_run_path
+from medqa.serve.engine import Answerer
+from medqa.train.run import train
+
+__all__ = ["run_quickstart"]
+
+RECIPE = "quickstart"
+
+
+def run_quickstart(out: Path | None) -> None:
+    """Train, evaluate and ask on the built-in model and questions."""
+    start = time.monotonic()
+    say = Console(stderr=True).rule
+    config = load_recipe(RECIPE)
+    path = out or new_run_path(RECIPE)
+    say("1 of 3: fine-tune the built-in model on the built-in questions")
+    print_trained(train(config, path, RECIPE))
+    say("2 of 3: score base and tuned model on held-out questions")
+    print_report(evaluate(path))
+    say("3 of 3: ask one of them")
+    example = evaluation_set(config.data, config.train.seed).examples[0]
+    print_answer(Answerer.load(path).answer(example), example.options)
+    print(
+        f"\nDone in {time.monotonic() - start:.0f} s. This model has 135 million weights and saw 240 "
+        "questions: it shows the way, it does not know medicine.\nNext:\n"
+        f"  medqa ask {path}          type in a question of your own\n"
+        "  medqa doctor                       what this machine would train with\n"
+        "  medqa recipe list                  recipes for real models\n"
+        "  medqa train                        Qwen3-1.7B on MedMCQA, from the Hub\n"
+    )

@@ -1,0 +1,134 @@
+"""The settings of a run: one frozen tree, every field documented in place.
+
+The text under a field is its only description; `medqa recipe fields` prints it. Units are in the
+text. "auto" values are resolved once, by `medqa.hardware` and `medqa.train`, into the run folder
+together with the reason.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = [
+    "DataConfig",
+    "EvaluateConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "RunConfig",
+    "ServeConfig",
+    "TrainConfig",
+]
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(Section):
+    """Which questions to train on and to be measured on."""
+
+    name: str = "openlifescienceai/medmcqa"
+    """Hub id, local folder or file of parquet, JSONL or CSV, or builtin:starter."""
+    format: Literal["auto", "medmcqa", "medqa", "mmlu", "pubmedqa"] = "auto"
+    """Column layout; auto recognises it by the column names."""
+    revision: str | None = None
+    """Hub branch, tag or commit; the default branch if not given."""
+    train_split: str = "train"
+    """Split to train on."""
+    eval_split: str = "validation"
+    """Split to measure on; never used for training, calibration or choices."""
+    max_train_rows: Positive | None = None
+    """Train on at most this many rows, drawn by hash of id and seed, never by order; all if not given."""
+    max_eval_rows: Positive | None = None
+    """Measure on at most this many rows, drawn the same way; all if not given."""
+    clean: bool = True
+    """Strip answer markers, HTML and bare keys from the explanations before training on them."""
+
+
+class ModelConfig(Section):
+    """The base model and how it is held in memory."""
+
+    name: str = "Qwen/Qwen3-1.7B"
+    """Hub id or local folder with safetensors weights, or builtin:smollm2-135m."""
+    revision: str | None = None
+    """Hub branch, tag or commit; the default branch if not given."""
+    device: str = "auto"
+    """auto takes the accelerator that torch sees, else the CPU; or a torch device such as cpu."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Precision of the frozen weights and of the arithmetic; the adapter is always fp32."""
+    trust_remote_code: str | None = None
+    """Name of the one model whose own Python code may run; must equal model.name."""
+
+
+class LoraConfig(Section):
+    """The low-rank adapter (Hu et al. 2021)."""
+
+    rank: Positive = 16
+    """Rank of the two factors."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """Scale of the update: it is multiplied by alpha / rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability of dropping an input of the adapter while training."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Layers that get an adapter: all-linear (every one but the head), or a list of layer names."""
+
+
+class TrainConfig(Section):
+    """How to train."""
+
+    epochs: Positive = 1
+    """Passes over the training rows."""
+    batch_size: Positive = 16
+    """Rows per optimizer step."""
+    micro_batch_size: Positive | Literal["auto"] = "auto"
+    """Rows per forward pass; auto starts at batch_size and is halved when memory runs out."""
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak learning rate of AdamW, reached after the warm-up, then a cosine to zero."""
+    warmup_fraction: Fraction = 0.05
+    """Share of the optimizer steps in which the learning rate rises to its peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay, on the adapter only."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this global norm."""
+    answer_weight: Fraction = 0.5
+    """Share of a row's loss on its answer letter; the rest is the mean over its other tokens."""
+    explanations: bool = True
+    """Train on the explanation too; false trains letter and option text only."""
+    max_length_tokens: Positive = 512
+    """Longest row. Explanations past it are cut (and counted); prompts past it are left out (and counted)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the adapter's start, the order of the rows and dropout."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Minutes between checkpoints."""
+    lora: LoraConfig = LoraConfig()
+
+
+class EvaluateConfig(Section):
+    """How to measure."""
+
+    lm_eval: bool = True
+    """Also score with lm-eval's own prompt, for numbers that compare with published ones."""
+    batch_tokens: Positive | Literal["auto"] = "auto"
+    """Padded tokens per forward pass."""
+
+
+class ServeConfig(Section):
+    """How to answer."""
+
+    max_explanation_tokens: Positive = 256
+    """Longest explanation; one that reaches it is marked as cut."""
+
+
+class RunConfig(Section):
+    """All settings of a run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()

@@ -1,0 +1,121 @@
+r"""Make explanations fit to train on: pure, named rules, each counted.
+
+MedMCQA's explanations open with the key ("Ans. is 'b' i.e., ..."), a third of them; a model tuned
+on that learns to open so as well. The rules touch explanations only; questions and options stay
+as published.
+"""
+
+import collections
+import dataclasses
+import html
+import re
+from collections.abc import Callable, Iterable
+
+from medqa.records import Example
+
+__all__ = ["RULES", "clean", "clean_explanation"]
+
+# One or more openings of the kind "Ans. is 'b' i.e.,", "Answer: (C)", "(a)", "Option D:", "B. ",
+# each only where what follows shows that the letter stands for an option.
+_LETTER = r"[\"'`(\[\u2018\u2019\u201c\u201d]*\s*[a-eA-E]\s*[\"'`)\]\u2018\u2019\u201c\u201d]*"
+_IE = r"(?:\s*[.,:;-]*\s*(?:i\s*\.?\s*e\b\s*\.?|that is)\s*[.,:;-]*)"
+_ANSWER = r"(?:(?:the\s+)?(?:correct\s+)?(?:ans(?:wer)?s?\b|option\b|choice\b)\s*(?:key\b)?)"
+_MARKER = re.compile(
+    rf"""^\s*(?:
+        {_ANSWER}\s*[.:;,)-]*\s*(?:is|are|would\ be|option)?\s*[.:;,-]*\s*
+            {_LETTER}(?![\w'\u2019-]){_IE}?\s*[.,:;)>=-]*
+      | [(\[\"'\u2018\u201c]\s*[a-eA-E]\s*[)\]\"'\u2019\u201d]{_IE}?\s*[.,:;-]*
+      | [a-eA-E]\s*[.):]\s*(?=[\sA-Z(]){_IE}?
+      | [a-eA-E]{_IE}
+      | ans(?:wer)?\s*[.:-]+(?:\s*(?:is|are)\b)?{_IE}?
+      | i\s*\.\s*e\s*[.,:]+
+    )\s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_TAG = re.compile(r"</?(?:[a-zA-Z][a-zA-Z0-9]*)(?:\s[^<>]*)?/?>")
+_SPACE = re.compile(r"[ \t\r\f\v\u00a0]+")
+_WORD = re.compile(r"[^\W_]+")
+_MAX_OPENINGS = 3
+_MIN_WORDS = 4
+
+Rule = Callable[[str, Example], str]
+
+
+def _strip_markup(text: str, example: Example) -> str:
+    """Remove HTML tags and resolve entities."""
+    return html.unescape(_TAG.sub(" ", text)).replace("\ufffd", " ")
+
+
+def _strip_answer_marker(text: str, example: Example) -> str:
+    """Remove openings that only name the key."""
+    for _ in range(_MAX_OPENINGS):
+        shorter = _MARKER.sub("", text, count=1)
+        if shorter == text:
+            break
+        text = shorter
+    return text
+
+
+def _capitalise(text: str, example: Example) -> str:
+    """Begin with a capital, unless the first word is one of mixed case, such as mRNA."""
+    first = text.split(maxsplit=1)[0] if text.split() else ""
+    return text[:1].upper() + text[1:] if first.islower() else text
+
+
+def _collapse_space(text: str, example: Example) -> str:
+    """Write runs of blanks as one."""
+    lines = (_SPACE.sub(" ", line).strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def _drop_bare_key(text: str, example: Example) -> str:
+    """Drop an explanation that says nothing beyond the right option's own words."""
+    words = _WORD.findall(text.lower())
+    key = set(_WORD.findall(example.options[example.answer].lower())) if example.answer is not None else set()
+    return "" if sum(word not in key for word in words) < _MIN_WORDS else text
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedRule:
+    """A rule with the name it is counted under."""
+
+    name: str
+    apply: Rule
+
+
+RULES = (
+    NamedRule("markup", _strip_markup),
+    NamedRule("spaces", _collapse_space),
+    NamedRule("answer marker", _strip_answer_marker),
+    NamedRule("first capital", _capitalise),
+    NamedRule("bare key", _drop_bare_key),
+)
+
+
+def clean_explanation(example: Example) -> tuple[Example, list[str]]:
+    """Apply every rule to one explanation.
+
+    Returns:
+        The example (its explanation None if nothing was left), and the names of the rules that
+        changed it.
+    """
+    if example.explanation is None:
+        return example, []
+    text, changed_by = example.explanation, []
+    for rule in RULES:
+        shorter = rule.apply(text, example)
+        if shorter != text:
+            changed_by.append(rule.name)
+        text = shorter
+    return dataclasses.replace(example, explanation=text.strip() or None), changed_by
+
+
+def clean(examples: Iterable[Example]) -> tuple[list[Example], dict[str, int]]:
+    """Clean all explanations and count how many each rule changed."""
+    counts: collections.Counter[str] = collections.Counter({rule.name: 0 for rule in RULES})
+    cleaned = []
+    for example in examples:
+        better, changed_by = clean_explanation(example)
+        cleaned.append(better)
+        counts.update(changed_by)
+    return cleaned, dict(counts)

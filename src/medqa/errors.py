@@ -1,0 +1,70 @@
+"""Errors that a user can mend.
+
+Everything this package raises on purpose is one of these; anything else is a bug and keeps its
+traceback. Only the command line catches them, prints message and hint, and exits with 2.
+
+* MedQAError
+    * ConfigError      a recipe, a key or a value in it
+    * DataError        a question, a file of questions, a column
+    * DependencyError  a package that a feature needs and that is not installed
+    * HubError         the model hub can't be reached or refuses
+    * ModelError       a base model, a tokenizer or an adapter
+    * RunError         a run folder: missing, half written, already there
+    * TrainingError    training can't go on: non-finite loss, out of memory
+"""
+
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DependencyError",
+    "HubError",
+    "MedQAError",
+    "ModelError",
+    "RunError",
+    "TrainingError",
+]
+
+
+class MedQAError(Exception):
+    """Something the user can mend.
+
+    Args:
+        message: What is wrong, where, and the value that was found.
+        hint: The command or setting that cures it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(MedQAError):
+    """A recipe, a key or a value in it is wrong."""
+
+
+class DataError(MedQAError):
+    """A question or a file of questions is wrong."""
+
+
+class DependencyError(MedQAError):
+    """A feature needs a package that is not installed."""
+
+
+class HubError(MedQAError):
+    """The model hub can't be reached, or refuses what was asked for."""
+
+
+class ModelError(MedQAError):
+    """A base model, tokenizer or adapter can't be used."""
+
+
+class RunError(MedQAError):
+    """A run folder is missing, half written, or would be overwritten."""
+
+
+class TrainingError(MedQAError):
+    """Training can't go on."""

@@ -1,0 +1,1 @@
+"""Scoring questions and reporting how well it went."""

@@ -1,0 +1,95 @@
+"""Measure a run: base and tuned model, our prompt and lm-eval's, on the whole evaluation split."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from medqa.data.build import QuestionSet, evaluation_set
+from medqa.evaluate.report import compare, summarise
+from medqa.evaluate.score import default_batch_tokens, make_items, score_items
+from medqa.model.lora import without_adapter
+from medqa.model.tuned import TunedModel, load_tuned
+from medqa.progress import track
+from medqa.records import Prediction
+from medqa.runs import RunFolder, provenance, write_json, write_jsonl
+
+__all__ = ["evaluate"]
+
+REPORT_VERSION = 1
+
+
+def evaluate(path: Path, *, max_rows: int | None = None) -> dict[str, Any]:
+    """Score base and tuned model of a run and write report.json and predictions.jsonl into it.
+
+    Args:
+        path: Run folder.
+        max_rows: Measure on at most this many questions; all if not given.
+
+    Returns:
+        The content of report.json.
+
+    Raises:
+        MedQAError: Of the kind that says what is wrong.
+    """
+    clock = time.monotonic()
+    run = RunFolder.open(path)
+    config = run.config
+    data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
+    questions = evaluation_set(data, config.train.seed)
+    tuned = load_tuned(path)
+    loaded = time.monotonic()
+    predictions = _predict(tuned, questions)
+    scored = time.monotonic()
+    scores = {
+        prompt: {
+            "base": summarise(predictions[prompt, "base"]),
+            "tuned": summarise(predictions[prompt, "tuned"]),
+            "change": compare(predictions[prompt, "base"], predictions[prompt, "tuned"]),
+        }
+        for prompt in dict.fromkeys(prompt for prompt, _ in predictions)
+    }
+    report = {
+        "version": REPORT_VERSION,
+        "run": str(path),
+        "base_model": run.record["base_model"]["name"],
+        "data": questions.record,
+        "scores": scores,
+        "device": tuned.device.record(),
+        "seconds": {"load": round(loaded - clock, 1), "score": round(scored - loaded, 1)},
+        **provenance(),
+    }
+    write_jsonl(
+        path / "predictions.jsonl",
+        (
+            {"prompt": prompt, "model": model, **prediction.to_json()}
+            for (prompt, model), rows in predictions.items()
+            for prediction in rows
+        ),
+    )
+    write_json(path / "report.json", report)
+    return report
+
+
+def _predict(tuned: TunedModel, questions: QuestionSet) -> dict[tuple[str, str], list[Prediction]]:
+    config = tuned.run.config.evaluate
+    batch_tokens = config.batch_tokens
+    if batch_tokens == "auto":
+        batch_tokens = default_batch_tokens(tuned.device)
+    prompts = ("medqa", "lm_eval") if config.lm_eval else ("medqa",)
+    predictions = {}
+    with track("Scoring", 2 * len(prompts) * len(questions.examples)) as task:
+        for prompt in prompts:
+            items = make_items(tuned.renderer, questions.examples, prompt)
+            for name in ("base", "tuned"):
+                off = without_adapter(tuned.model) if name == "base" else contextlib.nullcontext()
+                with off:
+                    predictions[prompt, name] = score_items(
+                        tuned.model,
+                        items,
+                        tuned.device,
+                        max_length_tokens=tuned.base.max_length_tokens,
+                        batch_tokens=batch_tokens,
+                        task=task,
+                    )
+    return predictions

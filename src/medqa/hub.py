@@ -1,0 +1,85 @@
+"""Find a model or data set: a local folder, or a download from the Hugging Face Hub.
+
+The Hub is touched only for names that are not on disk. Nothing is uploaded and nothing is counted.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from medqa.errors import HubError, MedQAError
+
+__all__ = ["locate"]
+
+
+def locate(
+    name: str,
+    kind: Literal["model", "dataset"],
+    *,
+    revision: str | None = None,
+    patterns: Sequence[str],
+) -> Path:
+    """Return the local path of a model or data set, downloading it if `name` is a Hub id.
+
+    Args:
+        name: Existing path, or Hub id such as "Qwen/Qwen3-1.7B".
+        kind: What it is.
+        revision: Hub branch, tag or commit.
+        patterns: Files to download.
+
+    Raises:
+        HubError: If it is neither on disk nor to be had from the Hub.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    setting = "model.name" if kind == "model" else "data.name"
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise HubError(
+            f"{setting}: no file or folder {name!r}",
+            f"check the path, or give a Hub id such as ORG/NAME with --set {setting}=...",
+        )
+    return _download(name, kind, setting, revision, patterns)
+
+
+def _download(name: str, kind: str, setting: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    # huggingface_hub reads HF_ENDPOINT and HF_HUB_OFFLINE when it is imported.
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    local = f"with a local copy: --set {setting}=FOLDER"
+    try:
+        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
+    except GatedRepoError as exc:
+        error = MedQAError(f"{kind} {name!r} is gated", "accept its terms on the Hub, then set HF_TOKEN")
+        raise HubError(error.message, error.hint) from exc
+    except RevisionNotFoundError as exc:
+        raise HubError(f"{kind} {name!r} has no revision {revision!r}", "check the revision") from exc
+    except RepositoryNotFoundError as exc:
+        raise HubError(
+            f"the Hub has no {kind} {name!r} that you may read",
+            f"check the name and HF_TOKEN; or go on {local}",
+        ) from exc
+    except HFValidationError as exc:
+        raise HubError(f"{setting}: {name!r} is neither a folder nor a Hub id", "check it") from exc
+    except (
+        OfflineModeIsEnabled,
+        LocalEntryNotFoundError,
+        HfHubHTTPError,
+        OSError,
+        httpx.HTTPError,
+    ) as exc:
+        raise HubError(
+            f"the Hub can't be reached for {kind} {name!r} ({type(exc).__name__})",
+            f"check the network or HF_ENDPOINT; or go on {local}; "
+            "or try `medqa quickstart`, which needs no network",
+        ) from exc

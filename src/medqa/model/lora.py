@@ -1,0 +1,92 @@
+"""Attach a low-rank adapter, load one, and count what it trains."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medqa.config import LoraConfig
+from medqa.errors import ModelError
+from medqa.hardware.device import Device
+
+__all__ = [
+    "attach_adapter",
+    "compute_context",
+    "load_adapter",
+    "trainable_parameters",
+    "without_adapter",
+]
+
+
+def attach_adapter(model: Any, config: LoraConfig, seed: int) -> Any:
+    """Add a fresh fp32 adapter to a frozen model.
+
+    Returns:
+        A PeftModel; its first output equals the base model's, since the B factors start at zero.
+
+    Raises:
+        ModelError: If a target layer does not exist.
+    """
+    import peft
+
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    lora = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+    )
+    torch.manual_seed(seed)
+    try:
+        return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
+    except ValueError as exc:
+        raise ModelError(f"train.lora.targets: {exc}", "all-linear fits every model") from exc
+
+
+def load_adapter(model: Any, folder: Path, device: Device) -> Any:
+    """Put a saved adapter on a frozen model.
+
+    Raises:
+        ModelError: If the adapter does not fit the model.
+    """
+    import peft
+
+    try:
+        tuned = peft.PeftModel.from_pretrained(
+            model, str(folder), torch_device=str(device.torch_device), autocast_adapter_dtype=True
+        )
+    except (RuntimeError, ValueError, KeyError, OSError, json.JSONDecodeError) as exc:
+        raise ModelError(
+            f"the adapter {folder} does not fit this base model: {str(exc).splitlines()[0]}",
+            "use the base model that the adapter was trained on",
+        ) from exc
+    tuned.eval()
+    return tuned
+
+
+@contextlib.contextmanager
+def compute_context(model: Any, device: Device) -> Iterator[None]:
+    """Run in the device's precision: base in it, adapter fp32 and cast inside the product.
+
+    PEFT would cast activations up to the adapter's fp32 otherwise.
+    """
+    from peft.helpers import disable_input_dtype_casting
+
+    with device.autocast(), disable_input_dtype_casting(model):
+        yield
+
+
+@contextlib.contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """Switch the adapter off: the model is its own base."""
+    with model.disable_adapter():
+        yield
+
+
+def trainable_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
+    """Name the parameters that training changes, in a fixed order."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]

@@ -1,0 +1,54 @@
+"""A finished run's model, loaded: what scoring and answering start from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from medqa.errors import ModelError
+from medqa.hardware.device import Device, choose_device
+from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
+from medqa.model.lora import load_adapter
+from medqa.prompts import PromptRenderer
+from medqa.runs import RunFolder
+
+__all__ = ["TunedModel", "load_tuned"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TunedModel:
+    """A run's model, ready to score and to answer.
+
+    Attributes:
+        run: The run folder.
+        base: The base model's files.
+        device: Where it is.
+        renderer: Its prompt.
+        model: PeftModel in evaluation mode.
+    """
+
+    run: RunFolder
+    base: BaseFiles
+    device: Device
+    renderer: PromptRenderer
+    model: Any
+
+
+def load_tuned(path: Path) -> TunedModel:
+    """Load base model and adapter of a finished run.
+
+    Raises:
+        RunError: If the run is missing or half written.
+        ModelError: If the base model is not the one that the adapter was trained on.
+    """
+    run = RunFolder.open(path)
+    adapter = run.adapter
+    config = run.config.model
+    base = find_base(config)
+    if base.fingerprint != run.record["base_model"]["fingerprint"]:
+        raise ModelError(
+            f"{base.path} is not the base model that {path} was trained on: its weights differ",
+            f"the run began with {run.record['base_model']['path']}; put that model back",
+        )
+    device = choose_device(config)
+    model = load_adapter(load_model(base, device), adapter, device)
+    return TunedModel(run, base, device, load_renderer(base), model)

@@ -1,0 +1,281 @@
+"""The run folder: where every stage leaves its result, and how files get there whole.
+
+    run.json           settings, resolved values with reasons, versions, hashes, times, state
+    recipe.yaml        every setting, as a recipe that can be run again
+    metrics.jsonl      one line per optimizer step
+    loss.png           the loss curve
+    checkpoints/       the newest state that training can go on from
+    adapter/           the result, in PEFT's own format, with the tokenizer
+    report.json        what `medqa evaluate` measured
+    predictions.jsonl  one line per model and question
+
+A file is written beside its place and renamed, so that a half-written one never bears its name.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from medqa import __version__
+from medqa.config import RunConfig
+from medqa.errors import RunError
+
+__all__ = [
+    "RunFolder",
+    "file_sha256",
+    "home",
+    "new_run_path",
+    "provenance",
+    "read_json",
+    "write_folder",
+    "write_json",
+    "write_jsonl",
+    "write_text",
+]
+
+RUN_VERSION = 1
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "huggingface_hub",
+)
+
+
+def home() -> Path:
+    """Return the folder for converted built-in models: MEDQA_HOME, else the user's cache folder."""
+    return Path(os.environ.get("MEDQA_HOME") or platformdirs.user_cache_path("medqa")).expanduser()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is either whole or not there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with beside.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    beside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that it is either whole or not there."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line, so that the file is either whole or not there."""
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: If the file is missing, cut off or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise RunError(f"{path} can't be read: {exc}", "make it again, or give another run") from exc
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds a {type(value).__name__}, expected an object", "make it again")
+    return value
+
+
+@contextlib.contextmanager
+def write_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder under another name; it gets its own name only once the block ends well."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as f:
+                    os.fsync(f.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        beside.replace(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def new_run_path(recipe: str) -> Path:
+    """Name a run folder that doesn't exist yet: runs/RECIPE-1, -2, ..."""
+    stem = Path(recipe).stem
+    number = 1
+    while (path := Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return path
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the checkout this package runs from, or None if it is installed elsewhere."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def provenance() -> dict[str, Any]:
+    """Say which program on which machine writes this: versions, git state, platform."""
+    versions = {"medqa": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "git": _git_state(),
+        "command": " ".join(sys.argv),
+    }
+
+
+class RunFolder:
+    """One training run on disk.
+
+    Attributes:
+        path: The folder.
+        record: The content of run.json.
+    """
+
+    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+        self.path = path
+        self.record = record
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, recipe: str) -> "RunFolder":
+        """Make a new run folder.
+
+        Raises:
+            RunError: If the folder exists.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as exc:
+            raise RunError(
+                f"{path} is there already",
+                f"`medqa train --resume {path}` goes on with it; --out gives another name",
+            ) from exc
+        except OSError as exc:
+            raise RunError(f"{path} can't be made: {exc}", "--out gives another place") from exc
+        run = cls(
+            path,
+            {
+                "version": RUN_VERSION,
+                "status": "running",
+                "recipe": recipe,
+                "created": _now(),
+                "config": config.model_dump(mode="json"),
+                "notices": [],
+                **provenance(),
+            },
+        )
+        from medqa.recipe import dump
+
+        write_text(path / "recipe.yaml", dump(config))
+        run.save()
+        return run
+
+    @classmethod
+    def open(cls, path: Path, *, finished: bool = True) -> "RunFolder":
+        """Open an existing run.
+
+        Args:
+            path: The run folder.
+            finished: Whether training must have ended.
+
+        Raises:
+            RunError: If there is no run, it can't be read, or it isn't finished.
+        """
+        if not path.is_dir():
+            runs = sorted(p.parent.name for p in Path("runs").glob("*/run.json"))
+            known = f"; in runs/ there are {', '.join(runs)}" if runs else ""
+            raise RunError(f"no run folder {str(path)!r}", f"`medqa train` makes one{known}")
+        if not (path / "run.json").is_file():
+            raise RunError(
+                f"{path} is no run folder: it has no run.json",
+                "give the folder that `medqa train` made",
+            )
+        record = read_json(path / "run.json")
+        if record.get("version") != RUN_VERSION:
+            raise RunError(
+                f"{path}/run.json has version {record.get('version')!r}, this program reads {RUN_VERSION}",
+                "use the medqa version that run.json names, or train again",
+            )
+        run = cls(path, record)
+        if finished and record.get("status") != "complete":
+            raise RunError(
+                f"{path} is half written: its training has not ended",
+                f"`medqa train --resume {path}`",
+            )
+        return run
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings the run was made with."""
+        return RunConfig.model_validate(self.record["config"])
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter folder.
+
+        Raises:
+            RunError: If it is not whole.
+        """
+        folder = self.path / "adapter"
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            if not (folder / name).is_file():
+                raise RunError(f"{folder} has no {name}", f"`medqa train --resume {self.path}`")
+        return folder
+
+    def note(self, text: str) -> None:
+        """Keep a notice in run.json, so that what the user was told stays with the run."""
+        self.record["notices"].append(text)
+        self.save()
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json."""
+        self.record.update(fields)
+        self.save()
+
+    def finish(self, **fields: Any) -> None:
+        """Mark the run as complete."""
+        self.update(status="complete", finished=_now(), **fields)
+
+    def save(self) -> None:
+        """Write run.json."""
+        write_json(self.path / "run.json", self.record)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,236 @@
+"""The optimisation loop: batches in, a tuned adapter out. Decides nothing about files or names."""
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medqa.config import TrainConfig
+from medqa.errors import TrainingError
+from medqa.hardware.device import Device, is_out_of_memory
+from medqa.model.batch import AnswerLoss, TokenisedRow, collate, plan_epoch
+from medqa.model.lora import compute_context, trainable_parameters
+from medqa.progress import track
+from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
+
+__all__ = ["learning_rate", "plan_steps", "train_adapter"]
+
+log = logging.getLogger(__name__)
+
+
+def plan_steps(rows: Sequence[TokenisedRow], config: TrainConfig) -> list[list[int]]:
+    """List the rows of every optimizer step of all epochs."""
+    lengths = [len(row) for row in rows]
+    return [
+        batch
+        for epoch in range(config.epochs)
+        for batch in plan_epoch(lengths, config.batch_size, config.seed, epoch)
+    ]
+
+
+def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
+    """Give the learning rate of a step: linear warm-up, then a cosine to zero.
+
+    Args:
+        step: Number of the step, from 0.
+        num_steps: Steps of the whole run.
+        config: Peak rate and share of warm-up steps.
+    """
+    warmup = math.ceil(config.warmup_fraction * num_steps)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train_adapter(
+    model: Any,
+    rows: Sequence[TokenisedRow],
+    config: TrainConfig,
+    device: Device,
+    folder: Path,
+    notice: Callable[[str], None],
+) -> TrainState:
+    """Train the adapter of a PeftModel on the rows, in place.
+
+    Writes metrics.jsonl and checkpoints/ in the folder, and goes on from the newest checkpoint
+    there. The result does not depend on interruptions.
+
+    Args:
+        model: PeftModel whose adapter is trained.
+        rows: Tokenised training rows.
+        config: How to train.
+        device: Where, and in which precision.
+        folder: Run folder.
+        notice: Told of anything the user must know, such as a halved batch.
+
+    Raises:
+        TrainingError: If the loss is not finite, or memory runs out at one row.
+    """
+    return _Loop(model, rows, config, device, folder, notice).run()
+
+
+@dataclasses.dataclass
+class _StepResult:
+    loss: float
+    answer_nll: float
+    grad_norm: float
+    num_tokens: int
+
+
+class _Loop:
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[TokenisedRow],
+        config: TrainConfig,
+        device: Device,
+        folder: Path,
+        notice: Callable[[str], None],
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.model, self.rows, self.config, self.device = model, rows, config, device
+        self.folder, self.notice = folder, notice
+        self.steps = plan_steps(rows, config)
+        optimizer = torch.optim.AdamW(
+            [p for _, p in trainable_parameters(model)],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        self.accelerator = Accelerator(cpu=device.torch_device.type == "cpu")
+        self.loss_module = self.accelerator.prepare_model(AnswerLoss(model), device_placement=False)
+        self.optimizer = optimizer
+        wanted = config.micro_batch_size
+        rows_per_pass = config.batch_size if wanted == "auto" else min(wanted, config.batch_size)
+        self.state = TrainState(micro_batch_size=rows_per_pass)
+
+    def run(self) -> TrainState:
+        checkpoints = self.folder / "checkpoints"
+        if (path := newest_checkpoint(checkpoints)) is not None:
+            self.state = load_checkpoint(path, self.model, self.optimizer)
+            log.info("Going on after step %d of %d", self.state.step, len(self.steps))
+        self._trim_metrics()
+        self.model.train()
+        last_save = time.monotonic()
+        with (
+            (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as metrics,
+            track("Training", len(self.steps), self.state.step) as task,
+        ):
+            try:
+                while self.state.step < len(self.steps):
+                    line = self._step()
+                    metrics.write(json.dumps(line) + "\n")
+                    rate = self.state.num_tokens / self.state.seconds
+                    task.advance(1, f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s")
+                    if time.monotonic() - last_save > 60 * self.config.checkpoint_minutes:
+                        save_checkpoint(checkpoints, self.model, self.optimizer, self.state)
+                        last_save = time.monotonic()
+            except KeyboardInterrupt:
+                if self.state.step:
+                    save_checkpoint(checkpoints, self.model, self.optimizer, self.state)
+                raise
+        self.model.eval()
+        return self.state
+
+    def _trim_metrics(self) -> None:
+        """Drop the lines of steps that were done after the checkpoint and are done again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()[: self.state.step]
+            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def _step(self) -> dict[str, Any]:
+        start = time.perf_counter()
+        rate = learning_rate(self.state.step, len(self.steps), self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        rows = [self.rows[index] for index in self.steps[self.state.step]]
+        result = self._gradients(rows)
+        if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
+            raise self._not_finite(result)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.num_tokens += result.num_tokens
+        self.state.seconds += time.perf_counter() - start
+        return {
+            "step": self.state.step,
+            "loss": result.loss,
+            "answer_nll": result.answer_nll,
+            "grad_norm": result.grad_norm,
+            "learning_rate": rate,
+            "num_rows": len(rows),
+            "num_tokens": result.num_tokens,
+            "seconds": round(self.state.seconds, 3),
+        }
+
+    def _gradients(self, rows: list[TokenisedRow]) -> _StepResult:
+        """Accumulate the gradient of the mean loss over the rows; halve the pass if memory is short."""
+        while True:
+            try:
+                return self._accumulate(rows)
+            except RuntimeError as exc:
+                if not is_out_of_memory(exc):
+                    raise
+                # The traceback holds the tensors that filled the memory: leave the handler first.
+                size = self.state.micro_batch_size
+            self.optimizer.zero_grad(set_to_none=True)
+            self.device.release_memory()
+            self._halve(size)
+
+    def _accumulate(self, rows: list[TokenisedRow]) -> _StepResult:
+        loss_sum = answer_sum = torch.zeros((), device=self.device.torch_device)
+        num_tokens = sum(len(row) for row in rows)
+        size = self.state.micro_batch_size
+        for start in range(0, len(rows), size):
+            batch = collate(rows[start : start + size], self.config.answer_weight)
+            batch = batch.to(self.device.torch_device)
+            with compute_context(self.model, self.device):
+                loss, answer_nll = self.loss_module(
+                    batch.input_ids_BT,
+                    batch.position_N,
+                    batch.label_N,
+                    batch.weight_N,
+                    batch.is_answer_N,
+                )
+            self.accelerator.backward(loss / len(rows))
+            loss_sum = loss_sum + loss.detach()
+            answer_sum = answer_sum + answer_nll
+        parameters = [p for _, p in trainable_parameters(self.model)]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
+        sums = torch.stack([loss_sum, answer_sum, norm.float()]).tolist()
+        return _StepResult(sums[0] / len(rows), sums[1] / len(rows), sums[2], num_tokens)
+
+    def _halve(self, size: int) -> None:
+        if size == 1:
+            longest = max(len(row) for row in self.rows)
+            raise TrainingError(
+                f"memory ran out with a single row of up to {longest} tokens",
+                f"--set train.max_length_tokens={longest // 2}, a smaller model, or a smaller train.lora.rank",
+            )
+        self.state.micro_batch_size = (size + 1) // 2
+        passes = math.ceil(self.config.batch_size / self.state.micro_batch_size)
+        self.notice(
+            f"Memory ran out with {size} rows a pass at step {self.state.step + 1}: going on with "
+            f"{self.state.micro_batch_size} rows a pass and {passes} passes a step (same result)"
+        )
+
+    def _not_finite(self, result: _StepResult) -> TrainingError:
+        kept = newest_checkpoint(self.folder / "checkpoints")
+        switch = (
+            "--set train.learning_rate=" + f"{self.config.learning_rate / 3:.1g}"
+            if self.device.dtype == torch.float32
+            else "--set model.dtype=fp32"
+        )
+        return TrainingError(
+            f"step {self.state.step + 1}: loss {result.loss}, gradient norm {result.grad_norm}; "
+            f"stopped at once, the last good checkpoint is {kept.name if kept else 'none yet'}",
+            f"train again with {switch}; `medqa doctor` checks the device",
+        )

@@ -1,0 +1,175 @@
+"""A training run: settings in, run folder with adapter, plot and record out."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from medqa.config import RunConfig
+from medqa.data.build import QuestionSet, training_set
+from medqa.errors import DataError, RunError
+from medqa.hardware.device import Device, choose_device
+from medqa.model.batch import TokenisedRow, tokenise_rows
+from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
+from medqa.model.lora import attach_adapter, trainable_parameters
+from medqa.prompts import PromptRenderer
+from medqa.runs import RunFolder, write_folder
+from medqa.train.loop import train_adapter
+from medqa.train.plot import plot_loss
+
+__all__ = ["resume", "train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, path: Path, recipe: str) -> RunFolder:
+    """Fine-tune an adapter into a new run folder.
+
+    Everything that can be wrong with data or model is found before the folder is made.
+
+    Args:
+        config: All settings.
+        path: Run folder to make.
+        recipe: Name of the recipe, for the record.
+
+    Raises:
+        MedQAError: Of the kind that says what is wrong.
+    """
+    if path.exists():
+        RunFolder.create(path, config, recipe)  # says what to do instead
+    prepared = _Prepared(config)
+    run = RunFolder.create(path, config, recipe)
+    run.update(**prepared.record())
+    return _train(run, prepared)
+
+
+def resume(path: Path) -> RunFolder:
+    """Go on with a run that was interrupted, to the result it would have had.
+
+    Raises:
+        RunError: If there is no run, or data or base model are not the ones it began with.
+    """
+    run = RunFolder.open(path, finished=False)
+    if run.record["status"] == "complete":
+        log.warning("%s is complete already: nothing to resume", path)
+        return run
+    if "data" not in run.record:
+        raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
+    prepared = _Prepared(run.config)
+    for what, key in (("data", "sha256"), ("base_model", "fingerprint")):
+        if prepared.record()[what][key] != run.record[what][key]:
+            raise RunError(
+                f"{path}: {what} differs from what the run began with",
+                "put it back as it was, or train anew with another --out",
+            )
+    return _train(run, prepared)
+
+
+class _Prepared:
+    """Everything that training needs, found and checked."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.seconds: dict[str, float] = {}
+        clock = time.monotonic()
+        self.device: Device = choose_device(config.model)
+        self.base: BaseFiles = find_base(config.model)
+        self.renderer: PromptRenderer = load_renderer(self.base)
+        self.seconds["find base model"], clock = time.monotonic() - clock, time.monotonic()
+        self.questions: QuestionSet = training_set(config.data, config.train.seed)
+        self.rows, self.counts = self._rows()
+        self.seconds["read and tokenise"], clock = time.monotonic() - clock, time.monotonic()
+        self.model: Any = load_model(self.base, self.device)
+        self.seconds["load base model"] = time.monotonic() - clock
+
+    def _rows(self) -> tuple[list[TokenisedRow], dict[str, int]]:
+        limit = min(self.config.train.max_length_tokens, self.base.max_length_tokens)
+        rows, counts = tokenise_rows(
+            self.renderer,
+            self.questions.examples,
+            max_length_tokens=limit,
+            explanations=self.config.train.explanations,
+        )
+        if not rows:
+            raise DataError(
+                f"all {len(self.questions.examples)} prompts are longer than {limit} tokens",
+                "--set train.max_length_tokens=... must leave room for a question",
+            )
+        return rows, counts
+
+    def notices(self) -> list[str]:
+        limit = self.config.train.max_length_tokens
+        texts = {
+            "num_too_long": "questions left out: their prompt is longer than",
+            "num_explanations_cut": "explanations cut (and trained without a stop token) at",
+        }
+        return [
+            f"{count:,} of {len(self.questions.examples):,} {texts[key]} {limit} tokens"
+            for key, count in self.counts.items()
+            if count
+        ]
+
+    def record(self) -> dict[str, Any]:
+        num_tokens = sum(len(row) for row in self.rows)
+        return {
+            "data": {**self.questions.record, **self.counts, "num_tokens": num_tokens},
+            "base_model": self.base.record(),
+            "device": self.device.record(),
+            "prompt_style": self.renderer.style,
+        }
+
+
+def _train(run: RunFolder, prepared: _Prepared) -> RunFolder:
+    config = prepared.config
+    for text in prepared.notices():
+        log.warning("%s", text)
+        if text not in run.record["notices"]:
+            run.note(text)
+
+    def notice(text: str) -> None:
+        log.warning("%s", text)
+        run.note(text)
+
+    clock = time.monotonic()
+    model = attach_adapter(prepared.model, config.train.lora, config.train.seed)
+    num_trained = sum(p.numel() for _, p in trainable_parameters(model))
+    log.info(
+        "Training %s adapter weights (LoRA rank %d) on %s rows, %s: %s, %s (%s)",
+        f"{num_trained:,}",
+        config.train.lora.rank,
+        f"{len(prepared.rows):,}",
+        prepared.device.name,
+        prepared.device.dtype_name,
+        prepared.device.torch_device,
+        prepared.device.dtype_reason,
+    )
+    state = train_adapter(model, prepared.rows, config.train, prepared.device, run.path, notice)
+    _save_adapter(run, model, prepared)
+    plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")
+    peak_gib = prepared.device.peak_memory_gib()
+    seconds = {
+        **prepared.seconds,
+        "training steps": state.seconds,
+        "train": time.monotonic() - clock,
+    }
+    run.finish(
+        training={
+            "num_steps": state.step,
+            "num_tokens": state.num_tokens,
+            "tokens_per_second": round(state.num_tokens / state.seconds, 1),
+            "num_trained_parameters": num_trained,
+            "micro_batch_size": state.micro_batch_size,
+            "peak_memory_gib": peak_gib and round(peak_gib, 2),
+            "seconds": {key: round(value, 1) for key, value in seconds.items()},
+        }
+    )
+    return run
+
+
+def _save_adapter(run: RunFolder, model: Any, prepared: _Prepared) -> None:
+    """Write the adapter in PEFT's own format, with the tokenizer beside it."""
+    for peft_config in model.peft_config.values():
+        peft_config.base_model_name_or_path = str(prepared.base.path.resolve())
+    with write_folder(run.path / "adapter") as beside:
+        model.save_pretrained(str(beside), safe_serialization=True)
+        prepared.renderer.tokenizer.save_pretrained(str(beside))
