@@ -44,7 +44,6 @@ def locate(
 
 def _download(name: str, kind: str, setting: str, revision: str | None, patterns: Sequence[str]) -> Path:
     # huggingface_hub reads HF_ENDPOINT and HF_HUB_OFFLINE when it is imported.
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -76,7 +75,6 @@ def _download(name: str, kind: str, setting: str, revision: str | None, patterns
         LocalEntryNotFoundError,
         HfHubHTTPError,
         OSError,
-        httpx.HTTPError,
     ) as exc:
         raise HubError(
             f"the Hub can't be reached for {kind} {name!r} ({type(exc).__name__})",

@@ -28,7 +28,7 @@ __all__ = [
     "question_text",
 ]
 
-SYSTEM = "Answer the medical exam question: the letter and text of the best option, then the reason."
+SYSTEM = "Medical exam. Give the best option, then the reason."
 
 _SENTINEL = "explanation-goes-here"
 

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -25,8 +26,9 @@ __all__ = [
 ]
 
 BAR_WIDTH = 24
+MIN_SUBJECT_ROWS = 10
 
-PROMPT_NAMES = {"medqa": "own prompt", "lm_eval": "lm-eval's prompt"}
+PROMPT_NAMES = {"medqa": "own", "lm_eval": "lm-eval's"}
 
 
 def set_up_logging() -> None:
@@ -36,14 +38,6 @@ def set_up_logging() -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)
     logging.getLogger("medqa").setLevel(logging.INFO)
-
-
-def quiet_libraries() -> None:
-    """Switch off transformers' own progress bars; ours are shown instead."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def print_json(value: Any) -> None:
@@ -96,14 +90,15 @@ def print_trained(run: RunFolder) -> None:
 
 def _interval(score: dict[str, Any]) -> str:
     low, high = score["accuracy_interval"]
-    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def print_report(report: dict[str, Any]) -> None:
     """Print the scores of base and tuned model, and the subjects."""
     console = Console()
-    table = Table(title=f"{report['base_model']} on {report['data']['name']}, {report['data']['split']}")
-    for name in ("prompt", "model", "questions", "accuracy (95 % interval)", "NLL", "Brier", "ECE"):
+    title = f"{report['base_model']} on {report['data']['name']}, {report['data']['split']}"
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
+    for name in ("prompt", "model", "n", "accuracy (95 % CI)", "NLL", "Brier", "ECE"):
         table.add_column(name, justify="left" if name in ("prompt", "model") else "right")
     for prompt, scores in report["scores"].items():
         for model in ("base", "tuned"):
@@ -121,7 +116,7 @@ def print_report(report: dict[str, Any]) -> None:
     for prompt, scores in report["scores"].items():
         change = scores["change"]
         console.print(
-            f"Change, {PROMPT_NAMES[prompt]}: {100 * change['accuracy_gain']:+.1f} points; "
+            f"Change, {PROMPT_NAMES[prompt]} prompt: {100 * change['accuracy_gain']:+.1f} points; "
             f"{change['num_fixed']} questions gained, {change['num_broken']} lost; "
             f"McNemar p = {change['mcnemar_p']:.2g}"
         )
@@ -133,15 +128,19 @@ def print_report(report: dict[str, Any]) -> None:
 
 def _print_subjects(console: Console, report: dict[str, Any]) -> None:
     scores = report["scores"]["medqa"]
-    table = Table(title="By subject, own prompt")
-    table.add_column("subject")
-    for name in ("questions", "base", "tuned (95 % interval)"):
-        table.add_column(name, justify="right")
-    base = scores["base"]["subjects"]
-    for subject, score in scores["tuned"]["subjects"].items():
-        before = f"{100 * base[subject]['accuracy']:.1f} %" if subject in base else ""
-        table.add_row(escape(subject), f"{score['num_questions']:,}", before, _interval(score))
-    console.print(table)
+    base, tuned = scores["base"]["subjects"], scores["tuned"]["subjects"]
+    large = {name: score for name, score in tuned.items() if score["num_questions"] >= MIN_SUBJECT_ROWS}
+    if large:
+        table = Table(title="By subject, own prompt", box=box.SIMPLE_HEAD)
+        table.add_column("subject")
+        for name in ("n", "base", "tuned (95 % CI)"):
+            table.add_column(name, justify="right")
+        for subject, score in large.items():
+            before = f"{100 * base[subject]['accuracy']:.1f} %" if subject in base else ""
+            table.add_row(escape(subject), f"{score['num_questions']:,}", before, _interval(score))
+        console.print(table)
+    if small := len(tuned) - len(large):
+        console.print(f"{small} subjects with fewer than {MIN_SUBJECT_ROWS} questions: see report.json")
 
 
 def print_answer(answer: Answer, options: Sequence[str]) -> None:

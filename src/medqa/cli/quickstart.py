@@ -7,8 +7,10 @@ from rich.console import Console
 
 from medqa.cli.output import print_answer, print_report, print_trained
 from medqa.data.build import evaluation_set
-from medqa.evaluate.run import evaluate
+from medqa.evaluate.run import evaluate_tuned
+from medqa.model.tuned import load_tuned
 from medqa.recipe import load_recipe
+from medqa.records import LETTERS
 from medqa.runs import new_run_path
 from medqa.serve.engine import Answerer
 from medqa.train.run import train
@@ -27,15 +29,19 @@ def run_quickstart(out: Path | None) -> None:
     say("1 of 3: fine-tune the built-in model on the built-in questions")
     print_trained(train(config, path, RECIPE))
     say("2 of 3: score base and tuned model on held-out questions")
-    print_report(evaluate(path))
+    questions = evaluation_set(config.data, config.train.seed)
+    tuned = load_tuned(path)
+    print_report(evaluate_tuned(tuned, questions))
     say("3 of 3: ask one of them")
-    example = evaluation_set(config.data, config.train.seed).examples[0]
-    print_answer(Answerer.load(path).answer(example), example.options)
+    example = questions.examples[0]
+    print_answer(Answerer(tuned).answer(example), example.options)
+    if example.answer is not None:
+        print(f"(The key says {LETTERS[example.answer]}. {example.options[example.answer]})")
     print(
         f"\nDone in {time.monotonic() - start:.0f} s. This model has 135 million weights and saw 240 "
         "questions: it shows the way, it does not know medicine.\nNext:\n"
-        f"  medqa ask {path}          type in a question of your own\n"
-        "  medqa doctor                       what this machine would train with\n"
-        "  medqa recipe list                  recipes for real models\n"
-        "  medqa train                        Qwen3-1.7B on MedMCQA, from the Hub\n"
+        f"  {'medqa ask ' + str(path):<32}type in a question of your own\n"
+        f"  {'medqa doctor':<32}what this machine would train with\n"
+        f"  {'medqa recipe list':<32}recipes for real models\n"
+        f"  {'medqa train':<32}Qwen3-1.7B on MedMCQA, from the Hub"
     )

@@ -22,10 +22,10 @@ _IE = r"(?:\s*[.,:;-]*\s*(?:i\s*\.?\s*e\b\s*\.?|that is)\s*[.,:;-]*)"
 _ANSWER = r"(?:(?:the\s+)?(?:correct\s+)?(?:ans(?:wer)?s?\b|option\b|choice\b)\s*(?:key\b)?)"
 _MARKER = re.compile(
     rf"""^\s*(?:
-        {_ANSWER}\s*[.:;,)-]*\s*(?:is|are|would\ be|option)?\s*[.:;,-]*\s*
+        {_ANSWER}\s*[.:;,)-]*\s*(?:(?:is|are)\b\s*)?(?:option\b\s*)?[.:;,-]*\s*
             {_LETTER}(?![\w'\u2019-]){_IE}?\s*[.,:;)>=-]*
       | [(\[\"'\u2018\u201c]\s*[a-eA-E]\s*[)\]\"'\u2019\u201d]{_IE}?\s*[.,:;-]*
-      | [a-eA-E]\s*[.):]\s*(?=[\sA-Z(]){_IE}?
+      | [a-eA-E]\s*(?:\)|[.:](?=\s*(?-i:[A-Z(])))  # "E. coli" goes on in lower case
       | [a-eA-E]{_IE}
       | ans(?:wer)?\s*[.:-]+(?:\s*(?:is|are)\b)?{_IE}?
       | i\s*\.\s*e\s*[.,:]+

@@ -191,4 +191,4 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | None, str]]:
                 else:
                     yield where, row, ""
         except csv.Error as exc:
-            raise DataError(f"{file.name}:{reader.line_num}: {exc}", "mend the quoting there") from exc
+            raise DataError(f"{file.name}:{reader.reader.line_num}: {exc}", "mend the quoting there") from exc

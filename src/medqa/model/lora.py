@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,14 @@ def attach_adapter(model: Any, config: LoraConfig, seed: int) -> Any:
     import peft
 
     targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    blocks = None
+    if config.last_blocks is not None:
+        num_blocks = model.config.num_hidden_layers
+        blocks = list(range(max(0, num_blocks - config.last_blocks), num_blocks))
+        # PEFT takes a choice of blocks only together with names.
+        targets = _linear_names(model) if isinstance(targets, str) else targets
     lora = peft.LoraConfig(
+        layers_to_transform=blocks,
         task_type="CAUSAL_LM",
         r=config.rank,
         lora_alpha=config.alpha,
@@ -42,9 +50,29 @@ def attach_adapter(model: Any, config: LoraConfig, seed: int) -> Any:
     )
     torch.manual_seed(seed)
     try:
-        return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
+        with _ignore_peft_warning():
+            return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
     except ValueError as exc:
         raise ModelError(f"train.lora.targets: {exc}", "all-linear fits every model") from exc
+
+
+@contextlib.contextmanager
+def _ignore_peft_warning() -> Iterator[None]:
+    """Silence PEFT's use of a name that transformers has renamed; nothing here depends on it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
+def _linear_names(model: Any) -> list[str]:
+    """Name the linear layers inside the transformer blocks."""
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, m in model.get_decoder().named_modules()
+            if isinstance(m, torch.nn.Linear)
+        }
+    )
 
 
 def load_adapter(model: Any, folder: Path, device: Device) -> Any:
@@ -56,9 +84,10 @@ def load_adapter(model: Any, folder: Path, device: Device) -> Any:
     import peft
 
     try:
-        tuned = peft.PeftModel.from_pretrained(
-            model, str(folder), torch_device=str(device.torch_device), autocast_adapter_dtype=True
-        )
+        with _ignore_peft_warning():
+            tuned = peft.PeftModel.from_pretrained(
+                model, str(folder), torch_device=str(device.torch_device), autocast_adapter_dtype=True
+            )
     except (RuntimeError, ValueError, KeyError, OSError, json.JSONDecodeError) as exc:
         raise ModelError(
             f"the adapter {folder} does not fit this base model: {str(exc).splitlines()[0]}",

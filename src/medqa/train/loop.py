@@ -213,7 +213,7 @@ class _Loop:
             longest = max(len(row) for row in self.rows)
             raise TrainingError(
                 f"memory ran out with a single row of up to {longest} tokens",
-                f"--set train.max_length_tokens={longest // 2}, a smaller model, or a smaller train.lora.rank",
+                f"--set train.max_length_tokens={longest // 2}, a smaller model or train.lora.rank",
             )
         self.state.micro_batch_size = (size + 1) // 2
         passes = math.ceil(self.config.batch_size / self.state.micro_batch_size)

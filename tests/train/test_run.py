@@ -1,0 +1,221 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medqa.errors import DataError, RunError, TrainingError
+from medqa.recipe import load_recipe
+from medqa.train import loop
+from medqa.train.loop import learning_rate
+from medqa.train.run import resume, train
+
+
+def adapter_of(path):
+    return load_file(path / "adapter" / "adapter_model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_what_it_should(finished_run):
+    names = {p.name for p in finished_run.iterdir()}
+    assert {"run.json", "recipe.yaml", "metrics.jsonl", "loss.png", "adapter"} <= names
+    record = json.loads((finished_run / "run.json").read_text())
+    assert record["status"] == "complete"
+    assert record["device"]["dtype_reason"]
+    assert record["base_model"]["fingerprint"]
+    assert record["data"]["sha256"]
+    assert record["config"]["train"]["seed"] == 0
+    assert {"torch", "transformers", "peft"} <= record["versions"].keys()
+    assert record["training"]["num_steps"] == 5
+    assert (finished_run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+def test_the_recipe_in_the_run_gives_the_same_adapter_again(finished_run, tmp_path):
+    config = load_recipe(str(finished_run / "recipe.yaml"))
+    again = train(config, tmp_path / "again", "x").path
+    assert same(adapter_of(again), adapter_of(finished_run))
+
+
+def test_training_learns(settings, tmp_path):
+    config = load_recipe("medmcqa", [*settings, "train.epochs=3", "train.learning_rate=0.03"])
+    run = train(config, tmp_path / "run", "medmcqa")
+    losses = [json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "[q_proj, v_proj]"])
+def test_batch_times_accumulation_does_not_change_the_result(settings, tmp_path, targets):
+    weights = []
+    for size in (8, 3, 1):
+        extra = [f"train.micro_batch_size={size}", f"train.lora.targets={targets}"]
+        run = train(load_recipe("medmcqa", [*settings, *extra]), tmp_path / f"r{size}", "medmcqa")
+        weights.append(adapter_of(run.path))
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_out_of_memory_halves_the_pass_says_so_and_gives_the_same_result(
+    settings, tmp_path, monkeypatch, finished_run
+):
+    collate = loop.collate
+
+    def short_of_memory(rows, weight):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return collate(rows, weight)
+
+    monkeypatch.setattr(loop, "collate", short_of_memory)
+    run = train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    assert [text[:38] for text in run.record["notices"]] == [
+        "Memory ran out with 8 rows a pass at s",
+        "Memory ran out with 4 rows a pass at s",
+    ]
+    assert run.record["training"]["micro_batch_size"] == 2
+    for name, tensor in adapter_of(finished_run).items():
+        torch.testing.assert_close(adapter_of(run.path)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_out_of_memory_with_one_row_is_an_error(settings, tmp_path, monkeypatch):
+    def no_memory(rows, weight):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(loop, "collate", no_memory)
+    with pytest.raises(TrainingError, match="single row") as caught:
+        train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    assert "max_length_tokens" in caught.value.hint
+
+
+def interrupt_at(monkeypatch, step, exception):
+    """Raise in the given step, after a checkpoint at every step before it."""
+    original = loop._Loop._step
+
+    def broken(self):
+        if self.state.step == step:
+            raise exception
+        return original(self)
+
+    monkeypatch.setattr(loop._Loop, "_step", broken)
+
+
+@pytest.mark.parametrize("extra", [[], ["train.lora.dropout=0.3"]], ids=["plain", "dropout"])
+def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path, monkeypatch, extra):
+    config = load_recipe("medmcqa", [*settings, "train.epochs=2", *extra])
+    whole = train(config, tmp_path / "whole", "medmcqa")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "cut", "medmcqa")
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 5, "lost": tr')
+    resumed = resume(tmp_path / "cut")
+    assert same(adapter_of(resumed.path), adapter_of(whole.path))
+    lines = [
+        [json.loads(line)["loss"] for line in (r.path / "metrics.jsonl").read_text().splitlines()]
+        for r in (whole, resumed)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_non_finite_loss_stops_at_once_and_keeps_the_checkpoint(settings, tmp_path, monkeypatch):
+    config = load_recipe("medmcqa", [*settings, "train.checkpoint_minutes=1e-9"])
+    collate = loop.collate
+    calls = []
+
+    def poisoned(rows, weight):
+        calls.append(1)
+        batch = collate(rows, weight)
+        if len(calls) == 4:
+            batch.weight_N[0] = float("nan")
+        return batch
+
+    monkeypatch.setattr(loop, "collate", poisoned)
+    with pytest.raises(TrainingError, match="step 4: loss nan") as caught:
+        train(config, tmp_path / "run", "medmcqa")
+    assert "step-000003" in caught.value.message
+    assert "train.learning_rate=" in caught.value.hint
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+    monkeypatch.setattr(loop, "collate", collate)
+    assert resume(tmp_path / "run").record["status"] == "complete"
+
+
+def test_runs_are_never_overwritten(settings, finished_run):
+    with pytest.raises(RunError, match="is there already") as caught:
+        train(load_recipe("medmcqa", settings), finished_run, "medmcqa")
+    assert "--resume" in caught.value.hint
+
+
+def test_bad_data_leaves_no_run_folder(settings, tmp_path):
+    with pytest.raises(DataError, match="longer than 20 tokens"):
+        train(load_recipe("medmcqa", [*settings, "train.max_length_tokens=20"]), tmp_path / "run", "x")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_cut_is_told_and_kept(settings, tmp_path, caplog):
+    config = load_recipe("medmcqa", [*settings, "train.max_length_tokens=180"])
+    run = train(config, tmp_path / "run", "medmcqa")
+    assert run.record["data"]["num_explanations_cut"] > 0
+    assert "explanations cut" in run.record["notices"][0]
+    assert "explanations cut" in caplog.text
+
+
+def test_resume_refuses_other_data_and_missing_runs(settings, tmp_path, monkeypatch, small_data):
+    import shutil
+
+    data = shutil.copytree(small_data, tmp_path / "data")
+    config = load_recipe("medmcqa", [*settings, f"data.name={data}"])
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", "medmcqa")
+    lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(RunError, match="data differs"):
+        resume(tmp_path / "run")
+    with pytest.raises(RunError, match="no run folder"):
+        resume(tmp_path / "none")
+
+
+def test_resuming_a_complete_run_changes_nothing(finished_run):
+    before = (finished_run / "run.json").read_text()
+    resume(finished_run)
+    assert (finished_run / "run.json").read_text() == before
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = load_recipe("medmcqa", ["train.learning_rate=1", "train.warmup_fraction=0.1"]).train
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] < 0.001
+    assert learning_rate(0, 1, config) == 1
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_gives_the_uninterrupted_result(settings, tmp_path):
+    """A real process, really killed, in the middle of a run with a checkpoint at every step."""
+    more = [*settings, "train.epochs=12", "train.checkpoint_minutes=1e-9"]
+    whole = train(load_recipe("medmcqa", more), tmp_path / "whole", "medmcqa")
+    command = [sys.executable, "-m", "medqa", "train", "medmcqa", "--out", str(tmp_path / "cut")]
+    command += [part for setting in more for part in ("--set", setting)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 15):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "running"
+    resumed = resume(tmp_path / "cut")
+    assert same(adapter_of(resumed.path), adapter_of(whole.path))
