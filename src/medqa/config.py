@@ -90,7 +90,7 @@ class TrainConfig(Section):
     """Rows per optimizer step."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
     """Rows per forward pass; auto starts at batch_size and is halved when memory runs out."""
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Peak learning rate of AdamW, reached after the warm-up, then a cosine to zero."""
     warmup_fraction: Fraction = 0.05
     """Share of the optimizer steps in which the learning rate rises to its peak."""
