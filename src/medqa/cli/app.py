@@ -44,7 +44,6 @@ def main() -> None:
         print(f"Error: {exc}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        print("Interrupted.", file=sys.stderr)
         code = 130
     except Exception as exc:
         # click's usage errors know how to show themselves; everything else is a bug.
@@ -53,6 +52,8 @@ def main() -> None:
             raise
         show()
         code = getattr(exc, "exit_code", 2)
+    if code == 130:
+        print("Interrupted.", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from medqa.data.build import QuestionSet, evaluation_set
 from medqa.evaluate.report import compare, summarise
-from medqa.evaluate.score import default_batch_tokens, make_items, score_items
+from medqa.evaluate.score import PromptKind, default_batch_tokens, make_items, score_items
 from medqa.model.lora import without_adapter
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
@@ -79,8 +79,8 @@ def _predict(tuned: TunedModel, questions: QuestionSet) -> dict[tuple[str, str],
     batch_tokens = config.batch_tokens
     if batch_tokens == "auto":
         batch_tokens = default_batch_tokens(tuned.device)
-    prompts = ("medqa", "lm_eval") if config.lm_eval else ("medqa",)
-    predictions = {}
+    prompts: tuple[PromptKind, ...] = ("medqa", "lm_eval") if config.lm_eval else ("medqa",)
+    predictions: dict[tuple[str, str], list[Prediction]] = {}
     with track("Scoring", 2 * len(prompts) * len(questions.examples)) as task:
         for prompt in prompts:
             items = make_items(tuned.renderer, questions.examples, prompt)

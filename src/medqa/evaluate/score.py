@@ -16,7 +16,7 @@ from medqa.progress import Task
 from medqa.prompts import PromptRenderer
 from medqa.records import Example, Prediction
 
-__all__ = ["Item", "default_batch_tokens", "make_items", "score_items"]
+__all__ = ["Item", "PromptKind", "default_batch_tokens", "make_items", "score_items"]
 
 PromptKind = Literal["medqa", "lm_eval"]
 

@@ -46,7 +46,10 @@ class Device:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Run matrix products in the chosen precision while the adapter stays fp32."""
         enabled = self.dtype != torch.float32
-        return torch.autocast(self.torch_device.type, dtype=self.dtype, enabled=enabled)
+        context: contextlib.AbstractContextManager[Any] = torch.autocast(
+            self.torch_device.type, dtype=self.dtype, enabled=enabled
+        )
+        return context
 
     def synchronize(self) -> None:
         """Wait for all queued work."""

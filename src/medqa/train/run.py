@@ -73,12 +73,14 @@ class _Prepared:
         self.seconds: dict[str, float] = {}
         clock = time.monotonic()
         self.device: Device = choose_device(config.model)
+        # Questions first: they are small, and what is wrong with them shows at once.
+        self.questions: QuestionSet = training_set(config.data, config.train.seed)
+        self.seconds["read questions"], clock = time.monotonic() - clock, time.monotonic()
         self.base: BaseFiles = find_base(config.model)
         self.renderer: PromptRenderer = load_renderer(self.base)
         self.seconds["find base model"], clock = time.monotonic() - clock, time.monotonic()
-        self.questions: QuestionSet = training_set(config.data, config.train.seed)
         self.rows, self.counts = self._rows()
-        self.seconds["read and tokenise"], clock = time.monotonic() - clock, time.monotonic()
+        self.seconds["tokenise"], clock = time.monotonic() - clock, time.monotonic()
         self.model: Any = load_model(self.base, self.device)
         self.seconds["load base model"] = time.monotonic() - clock
 
@@ -143,7 +145,11 @@ def _train(run: RunFolder, prepared: _Prepared) -> RunFolder:
         prepared.device.torch_device,
         prepared.device.dtype_reason,
     )
-    state = train_adapter(model, prepared.rows, config.train, prepared.device, run.path, notice)
+    try:
+        state = train_adapter(model, prepared.rows, config.train, prepared.device, run.path, notice)
+    except KeyboardInterrupt:
+        log.warning("Stopped and saved; go on with: medqa train --resume %s", run.path)
+        raise
     _save_adapter(run, model, prepared)
     plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")
     peak_gib = prepared.device.peak_memory_gib()

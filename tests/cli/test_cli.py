@@ -1,0 +1,190 @@
+"""The command line as a user meets it: in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from medqa.cli.app import app, main
+from medqa.records import NOTICE
+
+
+def call(monkeypatch, capsys, *args):
+    """Run `medqa ARGS` in this process; return exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["medqa", *map(str, args)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+@pytest.fixture
+def medqa(monkeypatch, capsys):
+    return lambda *args: call(monkeypatch, capsys, *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message", "hint"),
+    [
+        (("train", "medmcq"), "unknown recipe 'medmcq'", "did you mean 'medmcqa'"),
+        (("train", "--set", "train.lora.rnak=4"), "Did you mean train.lora.rank?", "recipe fields"),
+        (("train", "--set", "data.name=./none"), "no file or folder './none'", "data.name"),
+        (("train", "--set", "data.name=builtin:starter"), "Qwen/Qwen3-1.7B", "model.name=FOLDER"),
+        (("train",), "the Hub can't be reached for", "quickstart"),
+        (("train", "--resume", "runs/none"), "no run folder 'runs/none'", "medqa train"),
+        (("train", "--resume", "x", "--set", "a=1"), "--resume goes on", "leave out"),
+        (("evaluate", "runs/none"), "no run folder", "medqa train"),
+        (("ask", "runs/none", "-q", "q", "-o", "a", "-o", "b"), "no run folder", "medqa train"),
+        (("ask", "x", "-q", "q", "-o", "a"), "1 option(s)", "each option"),
+        (("ask", "x", "-q", "q", "-o", "a", "-o", "a"), "more than once", "differ"),
+        (("ask", "x", "-q", " ", "-o", "a", "-o", "b"), "question is empty", "text"),
+        (("ask", "x", "-o", "a", "-o", "b"), "options without a question", "-q"),
+        (("ask", "x"), "no question", "--file"),
+        (("ask", "x", "--file", "none.json"), "can't be read", "question"),
+        (("recipe", "show", "nope"), "unknown recipe", "Known"),
+        (("recipe", "copy", "medmcqa", "own.txt"), "does not end in .yaml", "ending"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_clear_error(medqa, args, message, hint):
+    code, out, err = medqa(*args)
+    assert code == 2
+    assert out == ""
+    flat = " ".join(err.split())
+    assert message in flat
+    assert "Hint: " in flat
+    assert hint in flat
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("args", [("nonsense",), ("train", "--nonsense"), ("evaluate",)])
+def test_usage_errors_exit_with_2(medqa, args):
+    code, _, err = medqa(*args)
+    assert code == 2
+    assert "Usage" in err
+
+
+def test_ask_by_flags_by_file_and_as_json(medqa, finished_run, tmp_path):
+    flags = ("-q", "What comes after 3?", "-o", "4", "-o", "[bold]9[/]")
+    code, out, _ = medqa("ask", finished_run, *flags)
+    assert code == 0
+    assert "What comes after 3?" in out
+    assert "[bold]9[/]" in out
+    assert "Answer: " in out
+    assert NOTICE in " ".join(out.split())
+    file = tmp_path / "q.json"
+    file.write_text(json.dumps({"question": "What comes after 3?", "options": ["4", "[bold]9[/]"]}))
+    code, out, _ = medqa("ask", finished_run, "--file", file, "--json", "--no-explain")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["notice"] == NOTICE
+    assert answer["explanation"] is None
+    assert set(answer["probabilities"]) == {"A", "B"}
+    file.write_text(json.dumps({"question": "q", "opa": "4", "opb": "9"}))
+    assert medqa("ask", finished_run, "--file", file, "--no-explain")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("[]", "expected one object"),
+        ('{"question": "q", "options": ["a", "b"], "anser": 1}', "unknown field 'anser'"),
+        ('{"question": 5, "options": ["a", "b"]}', "question is a int"),
+        ('{"question": "q"}', "fit no known layout"),
+        ('{"question": "q", "options": []}', "0 option(s)"),
+    ],
+)
+def test_question_files_that_are_wrong(medqa, tmp_path, row, message):
+    (tmp_path / "q.json").write_text(row)
+    code, _, err = medqa("ask", "x", "--file", tmp_path / "q.json")
+    assert code == 2
+    assert message in err
+
+
+def test_ask_at_a_prompt(finished_run, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    from medqa.cli import question
+
+    answers = iter(["Why?", "because", "therefore", ""])
+    monkeypatch.setattr(question.sys, "stdin", type("Tty", (), {"isatty": lambda self: True})())
+    monkeypatch.setattr(question.typer, "prompt", lambda *a, **k: next(answers))
+    example = question.read_question(None, [], None, None)
+    assert (example.question, example.options) == ("Why?", ("because", "therefore"))
+
+
+def test_train_evaluate_and_their_json(medqa, settings, tmp_path):
+    flags = [part for s in settings for part in ("--set", s)]
+    code, out, err = medqa("train", "--out", tmp_path / "r", "--json", *flags)
+    assert code == 0
+    assert json.loads(out)["status"] == "complete"
+    assert "Training: 5/5" in err
+    code, out, _ = medqa("evaluate", tmp_path / "r")
+    assert code == 0
+    assert "accuracy (95 % CI)" in out
+    assert "McNemar" in out
+    code, out, _ = medqa("evaluate", tmp_path / "r", "--json", "--limit", "5")
+    assert json.loads(out)["scores"]["lm_eval"]["base"]["num_questions"] == 5
+
+
+def test_recipes_can_be_listed_shown_and_copied(medqa, tmp_path):
+    assert "medmcqa" in medqa("recipe", "list")[1]
+    assert "Qwen/Qwen3-1.7B" in medqa("recipe", "show", "medmcqa")[1]
+    assert "warmup_fraction: 0.05" in medqa("recipe", "show", "medmcqa", "--full")[1]
+    assert "train.lora.rank" in medqa("recipe", "fields")[1]
+    assert json.loads(medqa("recipe", "fields", "--json")[1])["train.epochs"]["default"] == 1
+    assert medqa("recipe", "copy", "medmcqa", tmp_path / "own.yaml")[0] == 0
+    assert medqa("recipe", "copy", "medmcqa", tmp_path / "own.yaml")[0] == 2
+    assert medqa("recipe", "show", tmp_path / "own.yaml")[0] == 0
+
+
+def test_doctor_gives_its_reasons(medqa):
+    findings = json.loads(medqa("doctor", "--json")[1])
+    assert findings["device"]["dtype_reason"]
+    assert findings["versions"]["torch"]
+    assert "Precision" in medqa("doctor")[1]
+
+
+def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):
+    from medqa.hardware import doctor
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "diagnose", interrupted)
+    code, _, err = call(monkeypatch, capsys, "doctor")
+    assert code == 130
+    assert "Interrupted" in err
+
+
+def test_bugs_keep_their_traceback(monkeypatch):
+    from medqa.hardware import doctor
+
+    monkeypatch.setattr(doctor, "diagnose", lambda: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["medqa", "doctor"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['medqa', '--help']\n"
+        "from medqa.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'pyarrow'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_verb_has_help_and_at_most_eight_options():
+    from typer.main import get_command
+
+    command = get_command(app)
+    verbs = {**command.commands, **command.commands["recipe"].commands}
+    for name, verb in verbs.items():
+        assert verb.help, name
+        assert len(verb.params) <= 9, name  # eight options and the argument
+    assert CliRunner().invoke(app, ["train", "--help"]).exit_code == 0

@@ -1,0 +1,183 @@
+"""Fast scoring equals plain scoring: padding, batching, one token or several."""
+
+import contextlib
+import json
+
+import pytest
+import torch
+
+from medqa.config import ModelConfig
+from medqa.errors import DataError, ModelError, RunError
+from medqa.evaluate import score as score_module
+from medqa.evaluate.report import compare, summarise
+from medqa.evaluate.run import evaluate
+from medqa.evaluate.score import make_items, score_items
+from medqa.hardware.device import choose_device
+from medqa.model.load import find_base, load_model, load_renderer
+from medqa.model.lora import without_adapter
+from medqa.model.tuned import load_tuned
+from medqa.records import Example, Prediction
+from medqa.testing import make_examples, make_tiny_model, make_tokenizer
+
+EXAMPLES = [
+    *make_examples(9),
+    Example("Long? " * 30, ("a", "b"), answer=0),
+    Example("Ten?", tuple("abcdefghij"), answer=9),
+]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["letters of one token", "of two"])
+def parts(request, tmp_path_factory):
+    """A tiny model with an adapter that has an effect."""
+    from medqa.config import LoraConfig
+    from medqa.model.lora import attach_adapter, trainable_parameters
+
+    tokenizer = make_tokenizer(whole_letters=request.param)
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), tokenizer=tokenizer)
+    config = ModelConfig(name=str(folder), device="cpu")
+    base, device = find_base(config), choose_device(config)
+    model = attach_adapter(load_model(base, device), LoraConfig(rank=4), seed=0).eval()
+    with torch.no_grad():
+        for _, p in trainable_parameters(model):
+            p.normal_(std=0.2)
+    return model, load_renderer(base), device
+
+
+def plain(model, item):
+    """One unpadded sequence per option, all logits, an attention mask."""
+    result = []
+    for letter in item.letters:
+        ids = torch.tensor([item.prefix + letter])
+        logs = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
+        start = len(item.prefix) - 1
+        result.append(sum(logs[start + k, token].item() for k, token in enumerate(letter)))
+    return result
+
+
+@pytest.mark.parametrize("prompt", ["medqa", "lm_eval"])
+@pytest.mark.parametrize("batch_tokens", [1, 700, 10_000])
+def test_batched_scores_equal_plain_ones(parts, prompt, batch_tokens):
+    model, renderer, device = parts
+    items = make_items(renderer, EXAMPLES, prompt)
+    predictions = score_items(model, items, device, max_length_tokens=2000, batch_tokens=batch_tokens)
+    for item, prediction in zip(items, predictions, strict=True):
+        assert prediction.id == item.example.id
+        assert prediction.log_likelihoods == pytest.approx(plain(model, item), abs=1e-4)
+
+
+def test_the_adapter_can_be_switched_off(parts, tmp_path):
+    model, renderer, device = parts
+    items = make_items(renderer, EXAMPLES, "medqa")
+    tuned = score_items(model, items, device, max_length_tokens=2000, batch_tokens=999)
+    with without_adapter(model):
+        base = score_items(model, items, device, max_length_tokens=2000, batch_tokens=999)
+    assert all(a.log_likelihoods != b.log_likelihoods for a, b in zip(tuned, base, strict=True))
+
+
+def test_too_long_prompts_are_counted_apart_never_cut(parts):
+    model, renderer, device = parts
+    items = make_items(renderer, EXAMPLES, "medqa")
+    limit = max(len(item.prefix) for item in items)  # the letter itself needs one more
+    predictions = score_items(model, items, device, max_length_tokens=limit, batch_tokens=999)
+    assert [p.status for p in predictions].count("too_long") == 1
+    assert summarise(predictions)["num_too_long"] == 1
+    assert summarise(predictions)["num_questions"] == len(EXAMPLES) - 1
+
+
+def test_short_memory_halves_the_pass(parts, monkeypatch):
+    model, renderer, device = parts
+    items = make_items(renderer, EXAMPLES, "medqa")
+    whole = score_items(model, items, device, max_length_tokens=2000, batch_tokens=10_000)
+    hidden = score_module._hidden
+
+    def short_of_memory(model, rows, device):
+        if len(rows) > 10:
+            raise torch.OutOfMemoryError("out of memory")
+        return hidden(model, rows, device)
+
+    monkeypatch.setattr(score_module, "_hidden", short_of_memory)
+    halved = score_items(model, items, device, max_length_tokens=2000, batch_tokens=10_000)
+    for a, b in zip(whole, halved, strict=True):
+        assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-4)
+
+
+def prediction(answer, logs, subject="S", status="scored"):
+    return Prediction("i", subject, 2, answer, status, logs)
+
+
+def test_summary_by_hand():
+    rows = [
+        prediction(0, (0.0, -1.0), "S"),
+        prediction(1, (0.0, -1.0), "T"),
+        prediction(0, (), "T", "too_long"),
+    ]
+    summary = summarise(rows)
+    assert (summary["num_questions"], summary["num_correct"], summary["num_too_long"]) == (2, 1, 1)
+    assert summary["subjects"]["S"]["accuracy"] == 1
+    assert summary["subjects"]["T"]["num_questions"] == 1
+    assert summary["mean_confidence"] == pytest.approx(0.7310586)
+    with pytest.raises(DataError, match="none of 1 questions"):
+        summarise(rows[2:])
+
+
+def test_comparison_by_hand():
+    right, wrong = prediction(0, (0.0, -1.0)), prediction(0, (-1.0, 0.0))
+    lost = prediction(0, (), status="too_long")
+    change = compare([right, wrong, wrong, wrong, lost], [right, right, right, wrong, right])
+    assert (change["num_questions"], change["num_fixed"], change["num_broken"]) == (4, 2, 0)
+    assert change["accuracy_gain"] == 0.5
+    assert change["mcnemar_p"] == 0.5
+
+
+def test_evaluate_writes_report_and_predictions(finished_run):
+    report = evaluate(finished_run)
+    assert json.loads((finished_run / "report.json").read_text()) == report
+    lines = [json.loads(line) for line in (finished_run / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 20 * 2 * 2
+    assert {(line["prompt"], line["model"]) for line in lines} == {
+        (p, m) for p in ("medqa", "lm_eval") for m in ("base", "tuned")
+    }
+    for prompt in ("medqa", "lm_eval"):
+        score = report["scores"][prompt]["tuned"]
+        mine = [line for line in lines if (line["prompt"], line["model"]) == (prompt, "tuned")]
+        right = sum(
+            max(range(4), key=lambda o, row=line: row["log_likelihoods"][o]) == line["answer"]
+            for line in mine
+        )
+        assert score["num_correct"] == right
+        assert sum(s["num_questions"] for s in score["subjects"].values()) == 20
+
+
+def test_evaluate_can_measure_fewer_rows(finished_run):
+    assert evaluate(finished_run, max_rows=7)["data"]["num_used"] == 7
+
+
+def test_another_base_model_is_refused(finished_run, tmp_path):
+    run = json.loads((finished_run / "run.json").read_text())
+    run["config"]["model"]["name"] = str(make_tiny_model(tmp_path / "other", seed=1))
+    copy = tmp_path / "run"
+    copy.mkdir()
+    (copy / "run.json").write_text(json.dumps(run))
+    (copy / "adapter").symlink_to(finished_run / "adapter")
+    with pytest.raises(ModelError, match="is not the base model"):
+        load_tuned(copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no run.json"),
+        ("{", "can't be read"),
+        ("[]", "expected an object"),
+        ('{"version": 99}', "version 99"),
+        ('{"version": 1, "status": "running"}', "half written"),
+        ('{"version": 1, "status": "complete"}', "adapter_config.json"),
+    ],
+)
+def test_broken_run_folders(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(RunError, match=message):
+        load_tuned(tmp_path)
+    with contextlib.suppress(FileNotFoundError):
+        assert (tmp_path / "run.json").read_text() == content
