@@ -87,3 +87,21 @@ def shared(path):
     if not (SHARED / path).exists():
         pytest.skip(f"needs {path} beside the checkout, which is not there")
     return SHARED / path
+
+
+@pytest.fixture
+def built_in_home(monkeypatch):
+    """Keep the converted built-in model between tests and runs, in the user's own cache."""
+    monkeypatch.delenv("MEDQA_HOME", raising=False)
+
+
+@pytest.fixture(scope="session")
+def built_in_run(tmp_path_factory):
+    """A short run of the built-in model on the built-in questions."""
+    from medqa.recipe import load_recipe
+    from medqa.train.run import train
+
+    settings = ["data.max_train_rows=48", "data.max_eval_rows=12", "serve.max_explanation_tokens=40"]
+    return train(
+        load_recipe("quickstart", settings), tmp_path_factory.mktemp("runs") / "run", "quickstart"
+    ).path
