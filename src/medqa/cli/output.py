@@ -7,7 +7,6 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
@@ -33,7 +32,7 @@ PROMPT_NAMES = {"medqa": "own", "lm_eval": "lm-eval's"}
 
 def set_up_logging() -> None:
     """Send the package's notices to stderr; other libraries speak only in errors."""
-    handler = RichHandler(console=Console(stderr=True), show_time=False, show_path=False, show_level=False)
+    handler = logging.StreamHandler()
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)
