@@ -4,7 +4,7 @@ VENV ?= .venv
 # make quickstart VENV_FLAGS=--system-site-packages uses a torch that is installed already.
 VENV_FLAGS ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c $(VENV)/constraints.txt
+PIP := $(BIN)/pip --disable-pip-version-check install -qq -c $(VENV)/constraints.txt
 
 .PHONY: quickstart test test-all check fix docs lock clean
 

@@ -6,6 +6,7 @@ traceback. Only the command line catches them, prints message and hint, and exit
 * MedQAError
     * ConfigError      a recipe, a key or a value in it
     * DataError        a question, a file of questions, a column
+    * DeviceError      an accelerator, its driver or its variables
     * DependencyError  a package that a feature needs and that is not installed
     * HubError         the model hub can't be reached or refuses
     * ModelError       a base model, a tokenizer or an adapter
@@ -17,6 +18,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "DependencyError",
+    "DeviceError",
     "HubError",
     "MedQAError",
     "ModelError",
@@ -52,6 +54,10 @@ class DataError(MedQAError):
 
 class DependencyError(MedQAError):
     """A feature needs a package that is not installed."""
+
+
+class DeviceError(MedQAError):
+    """An accelerator can't be used as things are."""
 
 
 class HubError(MedQAError):

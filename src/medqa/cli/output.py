@@ -26,6 +26,7 @@ __all__ = [
 
 BAR_WIDTH = 24
 MIN_SUBJECT_ROWS = 10
+SIGNIFICANT = 0.05
 
 PROMPT_NAMES = {"medqa": "own", "lm_eval": "lm-eval's"}
 
@@ -118,6 +119,7 @@ def print_report(report: dict[str, Any]) -> None:
             f"Change, {PROMPT_NAMES[prompt]} prompt: {100 * change['accuracy_gain']:+.1f} points; "
             f"{change['num_fixed']} questions gained, {change['num_broken']} lost; "
             f"McNemar p = {change['mcnemar_p']:.2g}"
+            + ("" if change["mcnemar_p"] < SIGNIFICANT else ": within what chance alone gives")
         )
         if scores["tuned"]["num_too_long"]:
             console.print(f"  {scores['tuned']['num_too_long']} questions were too long and not scored")
