@@ -89,7 +89,7 @@ class TrainConfig(Section):
     batch_size: Positive = 16
     """Rows per optimizer step."""
     micro_batch_size: Positive | Literal["auto"] = "auto"
-    """Rows per forward pass; auto starts at batch_size and is halved when memory runs out."""
+    """Rows per forward pass; auto goes by the free memory, and is halved when memory runs out."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Peak learning rate of AdamW, reached after the warm-up, then a cosine to zero."""
     warmup_fraction: Fraction = 0.05
@@ -106,6 +106,8 @@ class TrainConfig(Section):
     """Longest row. Explanations past it are cut (and counted); prompts past it are left out (and counted)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the adapter's start, the order of the rows and dropout."""
+    allow_slow: bool = False
+    """Train on the CPU even where that is estimated to take hours."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     """Minutes between checkpoints."""
     lora: LoraConfig = LoraConfig()

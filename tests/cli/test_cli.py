@@ -140,7 +140,7 @@ def test_recipes_can_be_listed_shown_and_copied(medqa, tmp_path):
 
 def test_doctor_gives_its_reasons(medqa):
     findings = json.loads(medqa("doctor", "--json")[1])
-    assert findings["device"]["dtype_reason"]
+    assert findings["device"]["precision_reason"]
     assert findings["versions"]["torch"]
     assert "Precision" in medqa("doctor")[1]
 

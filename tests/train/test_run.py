@@ -27,7 +27,7 @@ def test_a_run_leaves_what_it_should(finished_run):
     assert {"run.json", "recipe.yaml", "metrics.jsonl", "loss.png", "adapter"} <= names
     record = json.loads((finished_run / "run.json").read_text())
     assert record["status"] == "complete"
-    assert record["device"]["dtype_reason"]
+    assert record["device"]["precision_reason"]
     assert record["base_model"]["fingerprint"]
     assert record["data"]["sha256"]
     assert record["config"]["train"]["seed"] == 0

@@ -74,22 +74,32 @@ def quickstart(
 
     Uses the built-in 135M model and the built-in questions.
     """
+    from medqa.hardware.environment import prepare_environment
+
+    prepare_environment()
     from medqa.cli.quickstart import run_quickstart
 
     run_quickstart(out)
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Say which device and precision would be used, and why."""
-    from medqa.cli.output import print_doctor, print_json
-    from medqa.hardware.doctor import diagnose
+def doctor(
+    as_json: Json = False,
+    env: Annotated[
+        bool, typer.Option("--env", help='Print only the lines for: eval "$(medqa doctor --env)".')
+    ] = False,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="Also check on the device that it computes rightly.")
+    ] = False,
+) -> None:
+    """Say what training would run on, what stands in the way, and the lines that mend it.
 
-    findings = diagnose()
-    if as_json:
-        print_json(findings)
-    else:
-        print_doctor(findings)
+    Needs no torch to start. Exits with 2 if training would not run on the accelerator that the
+    machine has, or if the self-test fails.
+    """
+    from medqa.cli.doctor import show_doctor
+
+    raise typer.Exit(0 if show_doctor(as_json=as_json, env=env, selftest=selftest) else 2)
 
 
 @app.command()
@@ -111,6 +121,7 @@ def train(
     """
     from medqa.cli.output import print_json, print_trained
     from medqa.errors import ConfigError
+    from medqa.hardware.environment import prepare_environment
     from medqa.recipe import load_recipe
     from medqa.runs import new_run_path
 
@@ -120,14 +131,16 @@ def train(
                 "--resume goes on with the run's own settings and folder",
                 "leave out --set and --out, or train anew without --resume",
             )
+        prepare_environment()
         from medqa.train.run import resume as resume_run
 
         run = resume_run(resume)
     else:
         config = load_recipe(recipe, settings or [])
+        environment = prepare_environment(config.model.device)
         from medqa.train.run import train as train_run
 
-        run = train_run(config, out or new_run_path(recipe), recipe)
+        run = train_run(config, out or new_run_path(recipe), recipe, environment)
     if as_json:
         print_json({"run": str(run.path), **run.record})
     else:
@@ -146,6 +159,10 @@ def evaluate(
     by side; they answer different questions and must not be mixed.
     """
     from medqa.cli.output import print_json, print_report
+    from medqa.hardware.environment import prepare_environment
+    from medqa.runs import RunFolder
+
+    prepare_environment(RunFolder.open(run).config.model.device)
     from medqa.evaluate.run import evaluate as evaluate_run
 
     report = evaluate_run(run, max_rows=limit)
@@ -176,8 +193,11 @@ def ask(
     """
     from medqa.cli.output import print_answer, print_json
     from medqa.cli.question import read_question
+    from medqa.hardware.environment import prepare_environment
+    from medqa.runs import RunFolder
 
     example = read_question(question, option or [], context, file)
+    prepare_environment(RunFolder.open(run).config.model.device)
     from medqa.serve.engine import Answerer
 
     answer = Answerer.load(run).answer(example, explain=explain)

@@ -15,7 +15,6 @@ from medqa.runs import RunFolder
 
 __all__ = [
     "print_answer",
-    "print_doctor",
     "print_fields",
     "print_json",
     "print_report",
@@ -58,20 +57,6 @@ def print_fields(fields: Sequence[tuple[str, Any, str]]) -> None:
     for key, value, text in fields:
         table.add_row(key, escape(str(value)), escape(text))
     Console().print(table)
-
-
-def print_doctor(findings: dict[str, Any]) -> None:
-    """Print what the machine has."""
-    console = Console()
-    device = findings["device"]
-    console.print(f"Device     {escape(device['name'])} ({device['device']}): {device['reason']}")
-    if device["memory_gib"]:
-        console.print(f"Memory     {device['memory_gib']} GiB")
-    console.print(f"Precision  {device['dtype']}: {device['dtype_reason']}")
-    console.print(f"torch      {findings['torch_build']}")
-    versions = ", ".join(f"{name} {version}" for name, version in findings["versions"].items())
-    console.print(f"Versions   {versions}")
-    console.print(f"Built-ins  {escape(findings['built_in_model'])}")
 
 
 def print_trained(run: RunFolder) -> None:

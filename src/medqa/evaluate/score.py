@@ -47,7 +47,7 @@ def make_items(renderer: PromptRenderer, examples: Sequence[Example], prompt: Pr
 
 def default_batch_tokens(device: Device) -> int:
     """Padded tokens per pass: small on the CPU, where a large pass gains nothing."""
-    return 2048 if device.torch_device.type == "cpu" else 32768
+    return 2048 if device.is_cpu else 32768
 
 
 def score_items(

@@ -189,8 +189,8 @@ def _lists_that_hide(machine: Machine, environment: Environment) -> list[Finding
         if not value.strip():
             findings.append(_unset("error", variable, f"{variable} is set but empty: it hides every card"))
         elif any(number < 0 or number >= len(cards) for number in numbers):
-            text = f"{variable}={value} names a card that isn't there: the list ends before it, and this machine "
-            text += f"counts from 0 to {len(cards) - 1}"
+            text = f"{variable}={value} names a card that isn't there: the list ends before it, "
+            text += f"and this machine counts from 0 to {len(cards) - 1}"
             findings.append(_export("error", variable, "0", text))
     return findings
 
@@ -240,8 +240,8 @@ def _container(machine: Machine, environment: Environment) -> list[Finding]:
         text = "an AMD card, but no /dev/kfd: the ROCm kernel driver is missing, or the container lacks it"
         return [Finding("error", text, "", command="docker run --device /dev/kfd --device /dev/dri ...")]
     if not machine.kfd_topology:
-        text = "/dev/kfd without /sys/class/kfd (a container?): the card's kind can't be read here, so no variable "
-        return [Finding("warning", text + "is proposed; torch's own view counts", "")]
+        text = "/dev/kfd without /sys/class/kfd (a container?): the card's kind can't be read here, "
+        return [Finding("warning", text + "so no variable is proposed; torch's own view counts", "")]
     return []
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class BaseFiles:
         path: Its folder.
         fingerprint: See `fingerprint`.
         max_length_tokens: Longest input that the model takes.
+        num_parameters: Weights in its files.
         trust_remote_code: Whether its own code may run.
     """
 
@@ -54,6 +56,7 @@ class BaseFiles:
     path: Path
     fingerprint: str
     max_length_tokens: int
+    num_parameters: int
     trust_remote_code: bool
 
     def record(self) -> dict[str, Any]:
@@ -94,11 +97,12 @@ def find_base(config: ModelConfig) -> BaseFiles:
             "it must name the very model whose code may run",
         )
     limit = settings.get("max_position_embeddings") or settings.get("n_positions") or 2048
-    return BaseFiles(config.name, path, fingerprint(path), int(limit), trusted)
+    mark, num_parameters = fingerprint(path)
+    return BaseFiles(config.name, path, mark, int(limit), num_parameters, trusted)
 
 
-def fingerprint(path: Path) -> str:
-    """Identify a model's weights without reading gigabytes.
+def fingerprint(path: Path) -> tuple[str, int]:
+    """Identify a model's weights without reading gigabytes, and count them.
 
     Hashes, for each safetensors file, its size, its header (every tensor's name, dtype and shape)
     and 16 samples of 64 KiB spread over it. Two models that differ in training differ in it.
@@ -106,7 +110,7 @@ def fingerprint(path: Path) -> str:
     Raises:
         ModelError: If a file is not whole.
     """
-    digest = hashlib.sha256()
+    digest, num_parameters = hashlib.sha256(), 0
     for file in sorted(path.glob("*.safetensors")):
         size = file.stat().st_size
         with file.open("rb") as f:
@@ -116,16 +120,15 @@ def fingerprint(path: Path) -> str:
                 raise ModelError(f"{file} is cut off or no safetensors file", "download it again")
             header = f.read(header_size)
             digest.update(size.to_bytes(8, "little") + header)
-            end = max(
-                (t["data_offsets"][1] for k, t in json.loads(header).items() if k != "__metadata__"),
-                default=0,
-            )
+            tensors = [t for name, t in json.loads(header).items() if name != "__metadata__"]
+            num_parameters += sum(math.prod(t["shape"]) for t in tensors)
+            end = max((t["data_offsets"][1] for t in tensors), default=0)
             if 8 + header_size + end != size:
                 raise ModelError(f"{file} is cut off", "download it again")
             for sample in range(NUM_SAMPLES):
                 f.seek(8 + header_size + sample * max(0, end - SAMPLE_BYTES) // (NUM_SAMPLES - 1))
                 digest.update(f.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+    return digest.hexdigest(), num_parameters
 
 
 def load_renderer(base: BaseFiles) -> PromptRenderer:
@@ -158,7 +161,7 @@ def load_model(base: BaseFiles, device: Device) -> Any:
         with no_library_bars():
             model = AutoModelForCausalLM.from_pretrained(
                 str(base.path),
-                dtype=device.dtype,
+                dtype=device.weight_dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 trust_remote_code=base.trust_remote_code,

@@ -17,6 +17,7 @@ __all__ = [
     "attach_adapter",
     "compute_context",
     "load_adapter",
+    "recompute_activations",
     "trainable_parameters",
     "without_adapter",
 ]
@@ -58,9 +59,9 @@ def attach_adapter(model: Any, config: LoraConfig, seed: int) -> Any:
 
 @contextlib.contextmanager
 def _ignore_peft_warning() -> Iterator[None]:
-    """Silence PEFT's use of a name that transformers has renamed; nothing here depends on it."""
+    """Silence the use of names that newer transformers has renamed; the oldest allowed has only these."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         yield
 
 
@@ -114,6 +115,14 @@ def without_adapter(model: Any) -> Iterator[None]:
     """Switch the adapter off: the model is its own base."""
     with model.disable_adapter():
         yield
+
+
+def recompute_activations(model: Any) -> None:
+    """Keep only each block's input for the backward pass and compute the rest again there."""
+    with _ignore_peft_warning():
+        model.get_base_model().gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
 
 
 def trainable_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:

@@ -36,6 +36,12 @@ class TrainState:
     """Tokens trained on, padding apart."""
     seconds: float = 0.0
     """Time spent in training steps."""
+    recompute: bool = False
+    """Whether activations are recomputed in the backward pass, for lack of memory."""
+    num_skipped: int = 0
+    """fp16 steps left out because the scaled gradient overflowed."""
+    scaler: dict[str, float] = dataclasses.field(default_factory=dict)
+    """State of the fp16 loss scaler; empty in other precisions."""
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -13,15 +13,18 @@ import torch
 
 from medqa.config import TrainConfig
 from medqa.errors import TrainingError
-from medqa.hardware.device import Device, is_out_of_memory
+from medqa.hardware.device import Device, MemoryPlan, is_out_of_memory, plan_memory
 from medqa.model.batch import AnswerLoss, TokenisedRow, collate, plan_epoch
-from medqa.model.lora import compute_context, trainable_parameters
+from medqa.model.lora import compute_context, recompute_activations, trainable_parameters
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
 
 __all__ = ["learning_rate", "plan_steps", "train_adapter"]
 
 log = logging.getLogger(__name__)
+
+# The loss scaler starts high and halves at each overflow: a dozen skips are its normal start.
+MIN_SKIPPED, MAX_SKIPPED_SHARE = 20, 0.02
 
 
 def plan_steps(rows: Sequence[TokenisedRow], config: TrainConfig) -> list[list[int]]:
@@ -104,18 +107,27 @@ class _Loop:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
         )
-        self.accelerator = Accelerator(cpu=device.torch_device.type == "cpu")
+        self.accelerator = Accelerator(cpu=device.is_cpu)
         self.loss_module = self.accelerator.prepare_model(AnswerLoss(model), device_placement=False)
         self.optimizer = optimizer
+        self.scaler = device.grad_scaler()
         wanted = config.micro_batch_size
-        rows_per_pass = config.batch_size if wanted == "auto" else min(wanted, config.batch_size)
-        self.state = TrainState(micro_batch_size=rows_per_pass)
+        if wanted == "auto":
+            plan = plan_memory(device, model.config, max(map(len, rows)), config.batch_size)
+        else:
+            plan = MemoryPlan(min(wanted, config.batch_size), False, "set by train.micro_batch_size")
+        log.info("%d rows a pass (%s)", plan.rows, plan.reason)
+        self.state = TrainState(micro_batch_size=plan.rows, recompute=plan.checkpointing)
 
     def run(self) -> TrainState:
         checkpoints = self.folder / "checkpoints"
         if (path := newest_checkpoint(checkpoints)) is not None:
             self.state = load_checkpoint(path, self.model, self.optimizer)
+            if self.state.scaler:
+                self.scaler.load_state_dict(self.state.scaler)
             log.info("Going on after step %d of %d", self.state.step, len(self.steps))
+        if self.state.recompute:
+            recompute_activations(self.model)
         self._trim_metrics()
         self.model.train()
         last_save = time.monotonic()
@@ -130,14 +142,18 @@ class _Loop:
                     rate = self.state.num_tokens / self.state.seconds
                     task.advance(1, f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s")
                     if time.monotonic() - last_save > 60 * self.config.checkpoint_minutes:
-                        save_checkpoint(checkpoints, self.model, self.optimizer, self.state)
+                        self._save()
                         last_save = time.monotonic()
             except KeyboardInterrupt:
                 if self.state.step:
-                    save_checkpoint(checkpoints, self.model, self.optimizer, self.state)
+                    self._save()
                 raise
         self.model.eval()
         return self.state
+
+    def _save(self) -> None:
+        self.state.scaler = self.scaler.state_dict()
+        save_checkpoint(self.folder / "checkpoints", self.model, self.optimizer, self.state)
 
     def _trim_metrics(self) -> None:
         """Drop the lines of steps that were done after the checkpoint and are done again."""
@@ -154,8 +170,9 @@ class _Loop:
         rows = [self.rows[index] for index in self.steps[self.state.step]]
         result = self._gradients(rows)
         if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
-            raise self._not_finite(result)
-        self.optimizer.step()
+            self._skip_or_stop(result)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
         self.state.num_tokens += result.num_tokens
@@ -168,6 +185,7 @@ class _Loop:
             "learning_rate": rate,
             "num_rows": len(rows),
             "num_tokens": result.num_tokens,
+            "num_skipped": self.state.num_skipped,
             "seconds": round(self.state.seconds, 3),
         }
 
@@ -200,15 +218,24 @@ class _Loop:
                     batch.weight_N,
                     batch.is_answer_N,
                 )
-            self.accelerator.backward(loss / len(rows))
+            self.accelerator.backward(self.scaler.scale(loss / len(rows)))
             loss_sum = loss_sum + loss.detach()
             answer_sum = answer_sum + answer_nll
+        self.scaler.unscale_(self.optimizer)
         parameters = [p for _, p in trainable_parameters(self.model)]
         norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         sums = torch.stack([loss_sum, answer_sum, norm.float()]).tolist()
         return _StepResult(sums[0] / len(rows), sums[1] / len(rows), sums[2], num_tokens)
 
     def _halve(self, size: int) -> None:
+        if size == 1 and not self.state.recompute:
+            self.state.recompute = True
+            recompute_activations(self.model)
+            self.notice(
+                f"Memory ran out with a single row at step {self.state.step + 1}: from here on activations "
+                "are recomputed in the backward pass (slower, same result)"
+            )
+            return
         if size == 1:
             longest = max(len(row) for row in self.rows)
             raise TrainingError(
@@ -222,11 +249,21 @@ class _Loop:
             f"{self.state.micro_batch_size} rows a pass and {passes} passes a step (same result)"
         )
 
+    def _skip_or_stop(self, result: _StepResult) -> None:
+        """Let the scaler leave out an overflowing fp16 step and lower its scale; stop on anything else."""
+        if self.device.precision != "fp16" or not math.isfinite(result.loss):
+            raise self._not_finite(result)
+        self.state.num_skipped += 1
+        if self.state.num_skipped == 1:
+            self.notice("fp16: steps whose scaled gradient overflows are left out while the scale is found")
+        if self.state.num_skipped > MAX_SKIPPED_SHARE * len(self.steps) + MIN_SKIPPED:
+            raise self._not_finite(result)
+
     def _not_finite(self, result: _StepResult) -> TrainingError:
         kept = newest_checkpoint(self.folder / "checkpoints")
         switch = (
             "--set train.learning_rate=" + f"{self.config.learning_rate / 3:.1g}"
-            if self.device.dtype == torch.float32
+            if self.device.precision == "fp32"
             else "--set model.dtype=fp32"
         )
         return TrainingError(

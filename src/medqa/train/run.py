@@ -7,8 +7,9 @@ from typing import Any
 
 from medqa.config import RunConfig
 from medqa.data.build import QuestionSet, training_set
-from medqa.errors import DataError, RunError
+from medqa.errors import DataError, DeviceError, RunError
 from medqa.hardware.device import Device, choose_device
+from medqa.hardware.selftest_record import last_selftest
 from medqa.model.batch import TokenisedRow, tokenise_rows
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.model.lora import attach_adapter, trainable_parameters
@@ -21,8 +22,12 @@ __all__ = ["resume", "train"]
 
 log = logging.getLogger(__name__)
 
+# Measured: 131e9 on two cores with AVX2. A server has ten times as much, still too little for days of work.
+CPU_OPERATIONS_PER_S = 1e11
+MAX_CPU_HOURS = 2.0
 
-def train(config: RunConfig, path: Path, recipe: str) -> RunFolder:
+
+def train(config: RunConfig, path: Path, recipe: str, environment: dict[str, Any] | None = None) -> RunFolder:
     """Fine-tune an adapter into a new run folder.
 
     Everything that can be wrong with data or model is found before the folder is made.
@@ -31,6 +36,7 @@ def train(config: RunConfig, path: Path, recipe: str) -> RunFolder:
         config: All settings.
         path: Run folder to make.
         recipe: Name of the recipe, for the record.
+        environment: What `prepare_environment` found and set, for the record.
 
     Raises:
         MedQAError: Of the kind that says what is wrong.
@@ -39,7 +45,7 @@ def train(config: RunConfig, path: Path, recipe: str) -> RunFolder:
         RunFolder.create(path, config, recipe)  # says what to do instead
     prepared = _Prepared(config)
     run = RunFolder.create(path, config, recipe)
-    run.update(**prepared.record())
+    run.update(**prepared.record(), environment=environment or {}, selftest=last_selftest(prepared.device))
     return _train(run, prepared)
 
 
@@ -81,6 +87,7 @@ class _Prepared:
         self.seconds["find base model"], clock = time.monotonic() - clock, time.monotonic()
         self.rows, self.counts = self._rows()
         self.seconds["tokenise"], clock = time.monotonic() - clock, time.monotonic()
+        self._refuse_slow_training()
         self.model: Any = load_model(self.base, self.device)
         self.seconds["load base model"] = time.monotonic() - clock
 
@@ -98,6 +105,21 @@ class _Prepared:
                 "--set train.max_length_tokens=... must leave room for a question",
             )
         return rows, counts
+
+    def _refuse_slow_training(self) -> None:
+        """Stop before hours on the CPU, unless they are wanted.
+
+        A row's token costs 4 operations a weight: 2 forward, 2 for the gradient that passes through.
+        """
+        num_tokens = self.config.train.epochs * sum(len(row) for row in self.rows)
+        hours = 4 * self.base.num_parameters * num_tokens / CPU_OPERATIONS_PER_S / 3600
+        if self.device.is_cpu and hours > MAX_CPU_HOURS and not self.config.train.allow_slow:
+            raise DeviceError(
+                f"{self.base.num_parameters / 1e9:.1f} billion weights on {num_tokens:,} tokens take about "
+                f"{hours:,.0f} hours on the CPU ({self.device.reason})",
+                "`medqa doctor` says how to get an accelerator used; or fewer rows with "
+                "--set data.max_train_rows=...; or wait: --set train.allow_slow=true",
+            )
 
     def notices(self) -> list[str]:
         limit = self.config.train.max_length_tokens
@@ -141,9 +163,9 @@ def _train(run: RunFolder, prepared: _Prepared) -> RunFolder:
         config.train.lora.rank,
         f"{len(prepared.rows):,}",
         prepared.device.name,
-        prepared.device.dtype_name,
+        prepared.device.precision,
         prepared.device.torch_device,
-        prepared.device.dtype_reason,
+        prepared.device.precision_reason,
     )
     try:
         state = train_adapter(model, prepared.rows, config.train, prepared.device, run.path, notice)
