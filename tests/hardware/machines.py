@@ -71,9 +71,10 @@ def amd_without_driver(root: Path) -> Path:
     return root
 
 
-def nvidia(root: Path, count: int = 1) -> Path:
+def nvidia(root: Path, count: int = 1, module: str = "Open Kernel Module for x86_64") -> Path:
+    """The module's other name is "x86_64 Kernel Module"."""
     cpu(root)
-    version = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Oct 14\nGCC version: gcc 12\n"
+    version = f"NVRM version: NVIDIA UNIX {module}  580.159.04  Release Build  (root)\nGCC version: gcc 12\n"
     write(root / "proc/driver/nvidia/version", version)
     for number in range(count):
         text = f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 90\nDevice Minor: \t {number}\n"

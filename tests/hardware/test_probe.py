@@ -41,6 +41,8 @@ def test_h100_intel_mac_and_cpu(tmp_path):
         ("nvidia", "NVIDIA H100 80GB HBM3", "/dev/nvidia1"),
     ]
     assert machine.drivers == {"nvidia": "580.159.04"}
+    closed = machines.nvidia(tmp_path / "closed", module="x86_64 Kernel Module")
+    assert probe(closed, system="Linux").drivers == {"nvidia": "580.159.04"}
     arc = probe(machines.intel(tmp_path / "arc"), system="Linux")
     assert "with its own memory" in arc.cards[0].name
     assert arc.drivers == {"xe": "in-tree"}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medqa.errors import DataError, RunError, TrainingError
+from medqa.errors import DataError, DeviceError, RunError, TrainingError
+from medqa.hardware.device import MemoryPlan
 from medqa.recipe import load_recipe
 from medqa.train import loop
 from medqa.train.loop import learning_rate
@@ -92,6 +93,72 @@ def test_out_of_memory_with_one_row_is_an_error(settings, tmp_path, monkeypatch)
     with pytest.raises(TrainingError, match="single row") as caught:
         train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
     assert "max_length_tokens" in caught.value.hint
+
+
+@pytest.mark.parametrize("extra", ["serve.max_explanation_tokens=8", "train.lora.last_blocks=1"])
+def test_recomputed_activations_give_the_same_result(settings, tmp_path, monkeypatch, extra):
+    config = load_recipe("medmcqa", [*settings, extra])
+    plain = train(config, tmp_path / "plain", "medmcqa")
+    monkeypatch.setattr(loop, "plan_memory", lambda *args: MemoryPlan(8, True, "tests"))
+    again = train(config, tmp_path / "again", "medmcqa")
+    for name, tensor in adapter_of(plain.path).items():
+        torch.testing.assert_close(adapter_of(again.path)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_short_memory_with_one_row_recomputes_before_it_gives_up(settings, tmp_path, monkeypatch):
+    collate = loop.collate
+    seen = []
+
+    def short_of_memory(rows, weight):
+        seen.append(len(rows))
+        if len(seen) < 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return collate(rows, weight)
+
+    monkeypatch.setattr(loop, "collate", short_of_memory)
+    run = train(load_recipe("medmcqa", [*settings, "train.batch_size=2"]), tmp_path / "run", "medmcqa")
+    assert seen[:4] == [2, 1, 1, 1]
+    assert "activations are recomputed" in run.record["notices"][1]
+
+
+def test_fp16_scales_the_loss_and_follows_fp32(settings, tmp_path, finished_run):
+    run = train(load_recipe("medmcqa", [*settings, "model.dtype=fp16"]), tmp_path / "run", "medmcqa")
+    lines, expected = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (run.path, finished_run)
+    )
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=0.02)
+    assert {t.dtype for t in adapter_of(run.path).values()} == {torch.float32}
+
+
+def test_fp16_resumes_with_its_scale(settings, tmp_path, monkeypatch):
+    config = load_recipe("medmcqa", [*settings, "model.dtype=fp16"])
+    whole = train(config, tmp_path / "whole", "medmcqa")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "cut", "medmcqa")
+    assert same(adapter_of(resume(tmp_path / "cut").path), adapter_of(whole.path))
+
+
+def test_hours_on_the_cpu_are_refused_unless_wanted(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("medqa.train.run.CPU_OPERATIONS_PER_S", 1e3)
+    with pytest.raises(DeviceError, match="hours on the CPU") as caught:
+        train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    assert "allow_slow" in caught.value.hint
+    assert not (tmp_path / "run").exists()
+    assert train(load_recipe("medmcqa", [*settings, "train.allow_slow=true"]), tmp_path / "run", "medmcqa")
+
+
+def test_the_run_keeps_environment_and_selftest(settings, tmp_path):
+    from medqa.hardware.device import choose_device
+    from medqa.hardware.selftest_record import keep_selftest
+
+    config = load_recipe("medmcqa", settings)
+    keep_selftest(choose_device(config.model), {"passed": True})
+    run = train(config, tmp_path / "run", "medmcqa", {"set_here": {"X": "why"}})
+    assert run.record["selftest"] == {"passed": True}
+    assert run.record["environment"] == {"set_here": {"X": "why"}}
 
 
 def interrupt_at(monkeypatch, step, exception):

@@ -224,7 +224,7 @@ def _drivers(root: Path) -> dict[str, str]:
     sources = {
         "amdgpu": (r"^(\S+)", "sys/module/amdgpu/version"),
         "rocm": (r"^(\S+)", "opt/rocm/.info/version"),
-        "nvidia": (r"Kernel Module\D*?(\d[\d.]+)", "proc/driver/nvidia/version"),
+        "nvidia": (r"Kernel Module.*?\s(\d+\.[\d.]+)", "proc/driver/nvidia/version"),
         "xe": (r"^(\S+)", "sys/module/xe/version"),
         "i915": (r"^(\S+)", "sys/module/i915/version"),
     }

@@ -107,7 +107,8 @@ class _Loop:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
         )
-        self.accelerator = Accelerator(cpu=device.is_cpu)
+        # Told nothing of the device: it keeps one for the whole process, and this loop has its own.
+        self.accelerator = Accelerator()
         self.loss_module = self.accelerator.prepare_model(AnswerLoss(model), device_placement=False)
         self.optimizer = optimizer
         self.scaler = device.grad_scaler()
