@@ -59,7 +59,7 @@ def lm_eval_prompt(example: Example) -> tuple[str, list[str]]:
 
 
 class PromptRenderer:
-    """Render questions for one tokenizer.
+    """Render questions for one tokenizer, as found out from it or as a run recorded it.
 
     Attributes:
         tokenizer: The tokenizer of the base model.
@@ -68,16 +68,35 @@ class PromptRenderer:
         stop_ids: Token ids that end the model's turn, as the template writes them.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, frozen: dict[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         control = sorted(
             {str(t) for t in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
         )
         self._control = re.compile("|".join(re.escape(t) for t in control if len(t.strip()) > 1) or r"(?!)")
+        if frozen is not None:
+            self._thaw(frozen)
+            return
         self.style = self._find_style()
         self.stop_ids = self._find_stop_ids()
         # The template is the same around every question: run it once, not once per row.
         self._before, self._after = self._surround()
+
+    def record(self) -> dict[str, Any]:
+        """Return the prompt as it is now, for run.json: templates may hold today's date."""
+        return {
+            "style": self.style,
+            "before": self._before,
+            "after": self._after,
+            "stop_ids": self.stop_ids,
+        }
+
+    def _thaw(self, frozen: dict[str, Any]) -> None:
+        try:
+            self.style, self._before = str(frozen["style"]), str(frozen["before"])
+            self._after, self.stop_ids = str(frozen["after"]), [int(i) for i in frozen["stop_ids"]]
+        except (KeyError, TypeError, ValueError) as exc:
+            raise ModelError(f"the run's record of its prompt is damaged: {exc!r}", "train again") from exc
 
     def _messages(self, user: str) -> list[dict[str, str]]:
         if self.style == "chat, no system turn":

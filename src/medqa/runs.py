@@ -31,6 +31,7 @@ import platformdirs
 from medqa import __version__
 from medqa.config import RunConfig
 from medqa.errors import RunError
+from medqa.recipe import dump
 
 __all__ = [
     "RunFolder",
@@ -174,6 +175,15 @@ class RunFolder:
         Raises:
             RunError: If the folder exists.
         """
+        record = {
+            "version": RUN_VERSION,
+            "status": "running",
+            "recipe": recipe,
+            "created": _now(),
+            "config": config.model_dump(mode="json"),
+            "notices": [],
+            **provenance(),
+        }
         try:
             path.mkdir(parents=True)
         except FileExistsError as exc:
@@ -183,20 +193,7 @@ class RunFolder:
             ) from exc
         except OSError as exc:
             raise RunError(f"{path} can't be made: {exc}", "--out gives another place") from exc
-        run = cls(
-            path,
-            {
-                "version": RUN_VERSION,
-                "status": "running",
-                "recipe": recipe,
-                "created": _now(),
-                "config": config.model_dump(mode="json"),
-                "notices": [],
-                **provenance(),
-            },
-        )
-        from medqa.recipe import dump
-
+        run = cls(path, record)
         write_text(path / "recipe.yaml", dump(config))
         run.save()
         return run
@@ -228,6 +225,7 @@ class RunFolder:
                 "use the medqa version that run.json names, or train again",
             )
         run = cls(path, record)
+        run._check_record()
         if finished and record.get("status") != "complete":
             raise RunError(
                 f"{path} is half written: its training has not ended",
@@ -237,20 +235,47 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig:
-        """The settings the run was made with."""
-        return RunConfig.model_validate(self.record["config"])
+        """The settings the run was made with, but for trust in a model's own code.
+
+        A run folder may come from somebody else: whose code may run is said by who runs the command.
+        """
+        config = RunConfig.model_validate(self.record["config"])
+        model = config.model.model_copy(update={"trust_remote_code": None})
+        return config.model_copy(update={"model": model})
+
+    def _check_record(self) -> None:
+        """Refuse a run.json that another program wrote or that was edited into something else."""
+        record = self.record
+        try:
+            _ = self.config
+            whole = isinstance(record["status"], str) and isinstance(record["notices"], list)
+            for part, key in (("data", "sha256"), ("base_model", "fingerprint"), ("device", "precision")):
+                whole = whole and (part not in record or isinstance(record[part][key], str))
+            if record["status"] == "complete":
+                whole = whole and isinstance(record["base_model"]["name"], str)
+                whole = whole and isinstance(record["adapter_sha256"], str)
+                whole = whole and isinstance(record["data"]["files"], list)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise RunError(f"{self.path}/run.json is damaged: {exc!r}", "train again") from exc
+        if not whole:
+            raise RunError(f"{self.path}/run.json is damaged: a field is of the wrong type", "train again")
 
     @property
     def adapter(self) -> Path:
         """The adapter folder.
 
         Raises:
-            RunError: If it is not whole.
+            RunError: If it is not whole, or not the one that training wrote.
         """
         folder = self.path / "adapter"
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).is_file():
-                raise RunError(f"{folder} has no {name}", f"`medqa train --resume {self.path}`")
+                raise RunError(f"{folder} has no {name}", "copy the run again, or train again")
+        if file_sha256(folder / "adapter_model.safetensors") != self.record["adapter_sha256"]:
+            raise RunError(
+                f"{folder}/adapter_model.safetensors is not what training wrote: its checksum differs",
+                "copy the run again, or train again",
+            )
         return folder
 
     def note(self, text: str) -> None:

@@ -150,6 +150,17 @@ def test_hours_on_the_cpu_are_refused_unless_wanted(settings, tmp_path, monkeypa
     assert train(load_recipe("medmcqa", [*settings, "train.allow_slow=true"]), tmp_path / "run", "medmcqa")
 
 
+def test_an_accelerator_that_torch_cannot_see_is_told(settings, tmp_path, monkeypatch, caplog):
+    from hardware import machines
+    from medqa.hardware.probe import probe
+
+    machine = probe(machines.amd(tmp_path / "root", "MI300X"), system="Linux")
+    monkeypatch.setattr("medqa.train.run.probe", lambda: machine)
+    train(load_recipe("medmcqa", [*settings, "model.device=auto"]), tmp_path / "run", "medmcqa")
+    assert "Training on the CPU" in caplog.text
+    assert "--torch-backend=rocm7.2" in caplog.text
+
+
 def test_the_run_keeps_environment_and_selftest(settings, tmp_path):
     from medqa.hardware.device import choose_device
     from medqa.hardware.selftest_record import keep_selftest

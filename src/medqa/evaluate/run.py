@@ -8,6 +8,7 @@ from typing import Any
 from medqa.data.build import QuestionSet, evaluation_set
 from medqa.evaluate.report import compare, summarise
 from medqa.evaluate.score import PromptKind, default_batch_tokens, make_items, score_items
+from medqa.hardware.selftest_record import last_selftest
 from medqa.model.lora import without_adapter
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
@@ -59,6 +60,7 @@ def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
         "data": questions.record,
         "scores": scores,
         "device": tuned.device.record(),
+        "selftest": last_selftest(tuned.device),
         "seconds": round(seconds, 1),
         **provenance(),
     }

@@ -4,19 +4,24 @@ Shape legend: B rows, T tokens of the longest row, D width of the hidden state, 
 """
 
 import dataclasses
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 
+from medqa.errors import DeviceError, ModelError
 from medqa.hardware.device import Device, is_out_of_memory
-from medqa.model.batch import pad
+from medqa.model.batch import head_logits, pad
 from medqa.model.lora import compute_context
 from medqa.progress import Task
 from medqa.prompts import PromptRenderer
 from medqa.records import Example, Prediction
 
 __all__ = ["Item", "PromptKind", "default_batch_tokens", "make_items", "score_items"]
+
+log = logging.getLogger(__name__)
 
 PromptKind = Literal["medqa", "lm_eval"]
 
@@ -62,7 +67,7 @@ def score_items(
     """Score every question, in the order given.
 
     A question whose prompt exceeds `max_length_tokens` is not cut: its status says "too_long". Where
-    memory runs out, the pass is halved.
+    memory runs out, this pass and those after it are halved.
 
     Args:
         model: PeftModel; its adapter applies unless it is switched off around the call.
@@ -71,12 +76,34 @@ def score_items(
         max_length_tokens: Longest input the model takes.
         batch_tokens: Padded tokens per pass.
         task: Told of progress.
+
+    Raises:
+        DeviceError: If memory runs out with a single question.
+        ModelError: If a likelihood is not finite.
     """
     scored: dict[int, tuple[float, ...]] = {}
     lengths = [len(item.prefix) + max(map(len, item.letters)) for item in items]
     fitting = [number for number, length in enumerate(lengths) if length <= max_length_tokens]
-    for batch in _batches(fitting, lengths, batch_tokens):
-        scored.update(zip(batch, _score(model, [items[n] for n in batch], device), strict=True))
+    waiting = list(_batches(fitting, lengths, batch_tokens))
+    while waiting:
+        batch = waiting.pop(0)
+        try:
+            scores = _score(model, [items[n] for n in batch], device)
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc):
+                raise
+            batch_tokens //= 2
+            if len(batch) == 1:
+                raise DeviceError(
+                    f"memory ran out with a single question of {lengths[batch[0]]} tokens",
+                    "close other programs on the device, or --set model.device=cpu",
+                ) from exc
+            log.warning("Memory ran out: going on with %d tokens a pass (same result)", batch_tokens)
+            rest = [number for part in (batch, *waiting) for number in part]
+            waiting = list(_batches(rest, lengths, batch_tokens))
+            device.release_memory()
+            continue
+        scored.update(zip(batch, scores, strict=True))
         if task:
             task.advance(len(batch))
     if task:
@@ -106,17 +133,15 @@ def _batches(numbers: list[int], lengths: list[int], batch_tokens: int) -> Itera
 
 
 def _score(model: Any, items: list[Item], device: Device) -> list[tuple[float, ...]]:
-    try:
-        with torch.inference_mode(), compute_context(model, device):
-            if all(len(letter) == 1 for item in items for letter in item.letters):
-                return _score_single_tokens(model, items, device)
-            return _score_sequences(model, items, device)
-    except RuntimeError as exc:
-        if not is_out_of_memory(exc) or len(items) == 1:
-            raise
-    device.release_memory()
-    half = len(items) // 2
-    return _score(model, items[:half], device) + _score(model, items[half:], device)
+    with torch.inference_mode(), compute_context(model, device):
+        single = all(len(letter) == 1 for item in items for letter in item.letters)
+        scores = (_score_single_tokens if single else _score_sequences)(model, items, device)
+    if not all(math.isfinite(value) for row in scores for value in row):
+        raise ModelError(
+            "the model gives likelihoods that are not finite",
+            "`medqa doctor --selftest` checks the device; or try --set model.dtype=fp32 and train again",
+        )
+    return scores
 
 
 def _hidden(model: Any, rows: list[list[int]], device: Device) -> torch.Tensor:
@@ -127,17 +152,11 @@ def _hidden(model: Any, rows: list[list[int]], device: Device) -> torch.Tensor:
 
 
 def _score_single_tokens(model: Any, items: list[Item], device: Device) -> list[tuple[float, ...]]:
-    """Score letters of one token each: one pass over the prefixes.
-
-    Logits are computed in fp32: at bf16's resolution, letters would tie.
-    """
+    """Score letters of one token each: one pass over the prefixes."""
     hidden_BTD = _hidden(model, [item.prefix for item in items], device)
     last_B = torch.tensor([len(item.prefix) - 1 for item in items], device=hidden_BTD.device)
     last_BD = hidden_BTD[torch.arange(len(items), device=last_B.device), last_B]
-    head = model.get_base_model().get_output_embeddings()
-    with torch.autocast(device.torch_device.type, enabled=False):
-        logits_BV = torch.nn.functional.linear(last_BD.float(), head.weight.float())
-        logs_BV = logits_BV.log_softmax(-1)
+    logs_BV = head_logits(model.get_base_model(), last_BD).log_softmax(-1)
     letters = [[letter[0] for letter in item.letters] for item in items]
     width = max(map(len, letters))
     index_BL = torch.tensor([row + [0] * (width - len(row)) for row in letters], device=last_B.device)
@@ -147,15 +166,13 @@ def _score_single_tokens(model: Any, items: list[Item], device: Device) -> list[
 
 def _score_sequences(model: Any, items: list[Item], device: Device) -> list[tuple[float, ...]]:
     """Score letters of any length: one row per option, the log-likelihoods of its tokens added."""
-    head = model.get_base_model().get_output_embeddings()
     result = []
     for item in items:
         hidden_BTD = _hidden(model, [item.prefix + letter for letter in item.letters], device)
         scores = []
         for row, letter in enumerate(item.letters):
             span = slice(len(item.prefix) - 1, len(item.prefix) + len(letter) - 1)
-            with torch.autocast(device.torch_device.type, enabled=False):
-                logits = torch.nn.functional.linear(hidden_BTD[row, span].float(), head.weight.float())
+            logits = head_logits(model.get_base_model(), hidden_BTD[row, span])
             targets = torch.tensor(letter, device=logits.device)
             scores.append(-torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item())
         result.append(tuple(scores))

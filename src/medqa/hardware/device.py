@@ -7,12 +7,13 @@ The only place that asks torch about devices. CUDA and ROCm both appear as torch
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
 
 from medqa.config import ModelConfig
-from medqa.errors import ModelError
+from medqa.errors import DeviceError, ModelError
 
 __all__ = ["Device", "MemoryPlan", "choose_device", "is_out_of_memory", "plan_memory", "torch_build"]
 
@@ -91,6 +92,19 @@ class Device:
             return None
         return float(torch.accelerator.max_memory_allocated(self.torch_device)) / 2**30
 
+    @contextlib.contextmanager
+    def out_of_memory_is(self, doing: str) -> Iterator[None]:
+        """Turn a lack of memory into an error that says what it was for."""
+        try:
+            yield
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc):
+                raise
+            raise DeviceError(
+                f"{self.name} has too little memory to {doing}",
+                "close other programs on it, choose a smaller model, or --set model.device=cpu",
+            ) from exc
+
     def release_memory(self) -> None:
         """Give cached, unused memory back to the device."""
         if not self.is_cpu:
@@ -147,7 +161,7 @@ def _torch_device(wanted: str) -> tuple[torch.device, str]:
         return torch.device("cpu"), "torch sees no accelerator"
     try:
         device = torch.device(wanted)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).cpu()  # "meta" has no values
     except Exception as exc:
         raise ModelError(
             f"model.device {wanted!r} can't be used: {str(exc).splitlines()[0]}",

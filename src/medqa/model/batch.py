@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from medqa.prompts import PromptRenderer
 from medqa.records import Example
 
-__all__ = ["AnswerLoss", "Batch", "TokenisedRow", "collate", "pad", "plan_epoch", "tokenise_rows"]
+__all__ = ["AnswerLoss", "Batch", "TokenisedRow", "collate", "head_logits", "pad", "plan_epoch", "tokenise_rows"]
 
 CHUNK_POSITIONS = 2048
 SORTED_BATCHES = 64
@@ -199,6 +199,18 @@ class AnswerLoss(torch.nn.Module):
                 )
         nll_N = torch.cat(chunks)
         return (nll_N * weight_N).sum(), nll_N.detach()[is_answer_N].sum()
+
+
+def head_logits(causal_lm: Any, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """Apply the head in fp32, whatever the precision around it: at bf16's resolution, letters would tie.
+
+    Shapes:
+        hidden_ND: (N, D); returns (N, V).
+    """
+    head = causal_lm.get_output_embeddings()
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        return torch.nn.functional.linear(hidden_ND.float(), head.weight.float(), bias)
 
 
 def _nll(head: torch.nn.Module, hidden_CD: torch.Tensor, label_C: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from medqa.config import ModelConfig
 from medqa.errors import ModelError
 from medqa.hardware.device import Device
 from medqa.hub import locate
+from medqa.model.batch import head_logits
 from medqa.model.embedded import SMOLLM2, embedded_model_path
 from medqa.model.quiet import no_library_bars
 from medqa.prompts import PromptRenderer
@@ -32,7 +33,6 @@ PATTERNS = (
     "*.jinja",
     "*.txt",
     "*.model",
-    "*.py",
     "LICENSE*",
     "README.md",
 )
@@ -76,7 +76,9 @@ def find_base(config: ModelConfig) -> BaseFiles:
     elif config.name.startswith("builtin:"):
         raise ModelError(f"model.name {config.name!r} is unknown", f"the built-in model is {SMOLLM2}")
     else:
-        path = locate(config.name, "model", revision=config.revision, patterns=PATTERNS)
+        trusted = config.trust_remote_code == config.name
+        patterns = (*PATTERNS, "*.py") if trusted else PATTERNS
+        path = locate(config.name, "model", revision=config.revision, patterns=patterns)
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} holds no model: no config.json", "give the folder that holds it")
     if not list(path.glob("*.safetensors")):
@@ -84,7 +86,7 @@ def find_base(config: ModelConfig) -> BaseFiles:
             f"{path} has no safetensors weights",
             "other formats can run code when loaded; convert the model to safetensors first",
         )
-    settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    settings = _read_settings(path / "config.json")
     trusted = config.trust_remote_code == config.name
     if "auto_map" in settings and not trusted:
         raise ModelError(
@@ -97,8 +99,20 @@ def find_base(config: ModelConfig) -> BaseFiles:
             "it must name the very model whose code may run",
         )
     limit = settings.get("max_position_embeddings") or settings.get("n_positions") or 2048
+    if not isinstance(limit, int):
+        raise ModelError(f"{path}/config.json: max_position_embeddings is {limit!r}", "it must be a number")
     mark, num_parameters = fingerprint(path)
-    return BaseFiles(config.name, path, mark, int(limit), num_parameters, trusted)
+    return BaseFiles(config.name, path, mark, limit, num_parameters, trusted)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ModelError(f"{file} can't be read: {exc}", "download the model again") from exc
+    if not isinstance(settings, dict):
+        raise ModelError(f"{file} holds a {type(settings).__name__}, expected an object", "download it again")
+    return settings
 
 
 def fingerprint(path: Path) -> tuple[str, int]:
@@ -120,9 +134,12 @@ def fingerprint(path: Path) -> tuple[str, int]:
                 raise ModelError(f"{file} is cut off or no safetensors file", "download it again")
             header = f.read(header_size)
             digest.update(size.to_bytes(8, "little") + header)
-            tensors = [t for name, t in json.loads(header).items() if name != "__metadata__"]
-            num_parameters += sum(math.prod(t["shape"]) for t in tensors)
-            end = max((t["data_offsets"][1] for t in tensors), default=0)
+            try:
+                tensors = [t for name, t in json.loads(header).items() if name != "__metadata__"]
+                num_parameters += sum(math.prod(t["shape"]) for t in tensors)
+                end = max((int(t["data_offsets"][1]) for t in tensors), default=0)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as exc:
+                raise ModelError(f"{file} is no safetensors file: {exc!r}", "download it again") from exc
             if 8 + header_size + end != size:
                 raise ModelError(f"{file} is cut off", "download it again")
             for sample in range(NUM_SAMPLES):
@@ -131,8 +148,15 @@ def fingerprint(path: Path) -> tuple[str, int]:
     return digest.hexdigest(), num_parameters
 
 
-def load_renderer(base: BaseFiles) -> PromptRenderer:
-    """Load the base model's tokenizer and the prompt that goes with it.
+def load_renderer(
+    base: BaseFiles, folder: Path | None = None, frozen: dict[str, Any] | None = None
+) -> PromptRenderer:
+    """Load a tokenizer and the prompt that goes with it.
+
+    Args:
+        base: The base model, whose tokenizer it is.
+        folder: Where a copy of it is, such as an adapter folder; the base model's own if not given.
+        frozen: The prompt as a run recorded it.
 
     Raises:
         ModelError: If there is no usable tokenizer.
@@ -140,10 +164,10 @@ def load_renderer(base: BaseFiles) -> PromptRenderer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(base.path), trust_remote_code=base.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder or base.path), trust_remote_code=base.trust_remote_code)
     except (OSError, ValueError, KeyError) as exc:
-        raise ModelError(f"{base.path} has no usable tokenizer: {exc}", "add tokenizer.json to it") from exc
-    return PromptRenderer(tokenizer)
+        raise ModelError(f"{folder or base.path} has no usable tokenizer: {exc}", "add tokenizer.json to it") from exc
+    return PromptRenderer(tokenizer, frozen)
 
 
 def load_model(base: BaseFiles, device: Device) -> Any:
@@ -170,8 +194,9 @@ def load_model(base: BaseFiles, device: Device) -> Any:
         raise ModelError(f"{base.path} can't be loaded: {exc}", "check the folder") from exc
     model.requires_grad_(False)
     model.eval()
-    model = model.to(device.torch_device)
-    _check_head(model, device)
+    with device.out_of_memory_is("load the model"):
+        model = model.to(device.torch_device)
+        _check_head(model, device)
     return model
 
 
@@ -183,9 +208,7 @@ def _check_head(model: Any, device: Device) -> None:
     ids = torch.arange(1, 9, device=device.torch_device)[None]
     with torch.no_grad(), device.autocast():
         logits = model(ids, use_cache=False).logits.float()
-        ours = model.get_output_embeddings()(
-            model.get_decoder()(ids, use_cache=False).last_hidden_state
-        ).float()
+        ours = head_logits(model, model.get_decoder()(ids, use_cache=False).last_hidden_state[0])[None]
     if not torch.allclose(logits, ours, atol=1e-2, rtol=1e-2):
         raise ModelError(
             f"{type(model).__name__} changes its logits after the head",

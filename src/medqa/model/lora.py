@@ -1,13 +1,13 @@
 """Attach a low-rank adapter, load one, and count what it trains."""
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from medqa.config import LoraConfig
 from medqa.errors import ModelError
@@ -52,9 +52,14 @@ def attach_adapter(model: Any, config: LoraConfig, seed: int) -> Any:
     torch.manual_seed(seed)
     try:
         with _ignore_peft_warning():
-            return peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
+            tuned = peft.get_peft_model(model, lora, autocast_adapter_dtype=True)
     except ValueError as exc:
         raise ModelError(f"train.lora.targets: {exc}", "all-linear fits every model") from exc
+    if hasattr(tuned.get_base_model().get_output_embeddings(), "base_layer"):
+        raise ModelError(
+            f"train.lora.targets: {config.targets!r} adapts the head", "adapt the blocks; all-linear does"
+        )
+    return tuned
 
 
 @contextlib.contextmanager
@@ -89,7 +94,7 @@ def load_adapter(model: Any, folder: Path, device: Device) -> Any:
             tuned = peft.PeftModel.from_pretrained(
                 model, str(folder), torch_device=str(device.torch_device), autocast_adapter_dtype=True
             )
-    except (RuntimeError, ValueError, KeyError, OSError, json.JSONDecodeError) as exc:
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as exc:
         raise ModelError(
             f"the adapter {folder} does not fit this base model: {str(exc).splitlines()[0]}",
             "use the base model that the adapter was trained on",

@@ -33,8 +33,12 @@ class TunedModel:
     model: Any
 
 
-def load_tuned(path: Path) -> TunedModel:
-    """Load base model and adapter of a finished run.
+def load_tuned(path: Path, trust_remote_code: str | None = None) -> TunedModel:
+    """Load base model and adapter of a finished run, with the prompt that it was trained on.
+
+    Args:
+        path: Run folder.
+        trust_remote_code: Name of the base model, if its own code may run. Never taken from the run.
 
     Raises:
         RunError: If the run is missing or half written.
@@ -42,7 +46,7 @@ def load_tuned(path: Path) -> TunedModel:
     """
     run = RunFolder.open(path)
     adapter = run.adapter
-    config = run.config.model
+    config = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
     base = find_base(config)
     if base.fingerprint != run.record["base_model"]["fingerprint"]:
         raise ModelError(
@@ -51,4 +55,4 @@ def load_tuned(path: Path) -> TunedModel:
         )
     device = choose_device(config)
     model = load_adapter(load_model(base, device), adapter, device)
-    return TunedModel(run, base, device, load_renderer(base), model)
+    return TunedModel(run, base, device, load_renderer(base, adapter, run.record["prompt"]), model)

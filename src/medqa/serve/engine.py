@@ -24,14 +24,14 @@ class Answerer:
         self._tuned = tuned
 
     @classmethod
-    def load(cls, path: Path) -> "Answerer":
+    def load(cls, path: Path, trust_remote_code: str | None = None) -> "Answerer":
         """Load the model of a finished run.
 
         Raises:
             RunError: If the run is missing or half written.
             ModelError: If the base model is not the one that the adapter was trained on.
         """
-        return cls(load_tuned(path))
+        return cls(load_tuned(path, trust_remote_code))
 
     def answer(self, example: Example, *, explain: bool = True) -> Answer:
         """Answer one question.
@@ -80,7 +80,8 @@ class Answerer:
         if limit < 1:
             return "", False
         inputs = torch.tensor([ids], device=tuned.device.torch_device)
-        with torch.inference_mode(), compute_context(tuned.model, tuned.device):
+        short = tuned.device.out_of_memory_is("write the explanation")
+        with short, torch.inference_mode(), compute_context(tuned.model, tuned.device):
             output = tuned.model.generate(
                 input_ids=inputs,
                 attention_mask=torch.ones_like(inputs),

@@ -9,6 +9,8 @@ from medqa.config import RunConfig
 from medqa.data.build import QuestionSet, training_set
 from medqa.errors import DataError, DeviceError, RunError
 from medqa.hardware.device import Device, choose_device
+from medqa.hardware.doctor import compare_views, torch_view
+from medqa.hardware.probe import probe
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.batch import TokenisedRow, tokenise_rows
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
@@ -79,6 +81,9 @@ class _Prepared:
         self.seconds: dict[str, float] = {}
         clock = time.monotonic()
         self.device: Device = choose_device(config.model)
+        if self.device.is_cpu and config.model.device == "auto":
+            for finding in compare_views(probe(), torch_view()):
+                log.warning("Training on the CPU: %s. Mend: %s", finding.message, finding.command or "medqa doctor")
         # Questions first: they are small, and what is wrong with them shows at once.
         self.questions: QuestionSet = training_set(config.data, config.train.seed)
         self.seconds["read questions"], clock = time.monotonic() - clock, time.monotonic()
