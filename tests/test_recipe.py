@@ -54,6 +54,15 @@ def test_recipes_cannot_run_code(tmp_path):
         load_recipe(str(file))
 
 
+def test_recipes_cannot_ask_for_trust(tmp_path):
+    file = tmp_path / "evil.yaml"
+    file.write_text("model: {name: ORG/EVIL, trust_remote_code: ORG/EVIL}")
+    with pytest.raises(ConfigError, match="asks to run code of 'ORG/EVIL'"):
+        load_recipe(str(file))
+    asked = load_recipe("medmcqa", ["model.trust_remote_code=ORG/OWN"])
+    assert asked.model.trust_remote_code == "ORG/OWN"
+
+
 def test_a_dumped_config_is_a_recipe_that_gives_it_back(tmp_path):
     config = load_recipe("quickstart", ["train.lora.targets=[q_proj]"])
     (tmp_path / "r.yaml").write_text(dump(config))

@@ -26,7 +26,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """Base of every part of the tree: frozen, no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataConfig(Section):
@@ -38,6 +38,8 @@ class DataConfig(Section):
     """Column layout; auto recognises it by the column names."""
     revision: str | None = None
     """Hub branch, tag or commit; the default branch if not given."""
+    subset: str | None = None
+    """Word that a file's path must hold too, for sources of several subsets, such as MMLU's anatomy."""
     train_split: str = "train"
     """Split to train on."""
     eval_split: str = "validation"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from medqa.errors import HubError, MedQAError
+from medqa.errors import HubError
 
 __all__ = ["locate"]
 
@@ -30,10 +30,15 @@ def locate(
     Raises:
         HubError: If it is neither on disk nor to be had from the Hub.
     """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
     setting = "model.name" if kind == "model" else "data.name"
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise HubError(
+            f"{setting}: {name[:80]!r} is no path ({type(exc).__name__})", "check the path"
+        ) from exc
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise HubError(
             f"{setting}: no file or folder {name!r}",
@@ -59,8 +64,8 @@ def _download(name: str, kind: str, setting: str, revision: str | None, patterns
     try:
         return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as exc:
-        error = MedQAError(f"{kind} {name!r} is gated", "accept its terms on the Hub, then set HF_TOKEN")
-        raise HubError(error.message, error.hint) from exc
+        hint = "accept its terms on the Hub, then set HF_TOKEN"
+        raise HubError(f"{kind} {name!r} is gated", hint) from exc
     except RevisionNotFoundError as exc:
         raise HubError(f"{kind} {name!r} has no revision {revision!r}", "check the revision") from exc
     except RepositoryNotFoundError as exc:

@@ -66,12 +66,17 @@ def load_recipe(name: str = DEFAULT_RECIPE, settings: Sequence[str] = ()) -> Run
     """
     try:
         tree = yaml.safe_load(recipe_text(name)) or {}
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, ValueError, RecursionError) as exc:
         raise ConfigError(f"recipe {name!r} is not valid YAML: {exc}", "mend the line it names") from exc
     if not isinstance(tree, dict):
         raise ConfigError(
             f"recipe {name!r} holds a {type(tree).__name__}, expected sections such as data: and train:",
             "see `medqa recipe show medmcqa`",
+        )
+    if isinstance(model := tree.get("model"), dict) and model.get("trust_remote_code"):
+        raise ConfigError(
+            f"recipe {name!r} asks to run code of {model['trust_remote_code']!r}",
+            "a recipe may not; if you trust it, say so yourself: --set model.trust_remote_code=NAME",
         )
     for setting in settings:
         _apply(tree, setting)
@@ -93,7 +98,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
             raise ConfigError(f"--set {key}: {section!r} is a value, not a section", _FIELDS_HINT)
     try:
         node[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # "2024-13-45" looks like a date
         node[last] = text
 
 

@@ -47,6 +47,10 @@ class Example:
     licence: str = ""
 
     def __post_init__(self) -> None:
+        texts = {"question": self.question, "explanation": self.explanation, "context": self.context}
+        texts |= {f"option {a}": b for a, b in zip(LETTERS, self.options, strict=False)}
+        for name, text in texts.items():
+            _check_text(name, text, required=name not in ("explanation", "context"))
         if not self.question.strip():
             raise DataError("the question is empty", "every question needs a text")
         if not 2 <= len(self.options) <= len(LETTERS):
@@ -148,6 +152,15 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return dataclasses.asdict(self)
+
+
+def _check_text(name: str, text: object, *, required: bool) -> None:
+    if text is None and not required:
+        return
+    if not isinstance(text, str):
+        raise DataError(f"{name} is a {type(text).__name__}, expected a text", "write it in quotes")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"{name} holds half a character (a lone surrogate)", "save the file as UTF-8 again")
 
 
 def softmax(log_likelihoods: tuple[float, ...]) -> tuple[float, ...]:

@@ -9,20 +9,16 @@
     report.json        what `medqa evaluate` measured
     predictions.jsonl  one line per model and question
 
-A file is written beside its place and renamed, so that a half-written one never bears its name.
+Files are written as `medqa.files` does: whole or not there.
 """
 
 import contextlib
 import datetime
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +27,14 @@ import platformdirs
 from medqa import __version__
 from medqa.config import RunConfig
 from medqa.errors import RunError
+from medqa.files import file_sha256, read_json, write_json, write_text
 from medqa.recipe import dump
 
 __all__ = [
     "RunFolder",
-    "file_sha256",
     "home",
     "new_run_path",
     "provenance",
-    "read_json",
-    "write_folder",
-    "write_json",
-    "write_jsonl",
-    "write_text",
 ]
 
 RUN_VERSION = 1
@@ -62,60 +53,6 @@ _PACKAGES = (
 def home() -> Path:
     """Return the folder for converted built-in models: MEDQA_HOME, else the user's cache folder."""
     return Path(os.environ.get("MEDQA_HOME") or platformdirs.user_cache_path("medqa")).expanduser()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or not there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with beside.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    beside.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that it is either whole or not there."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, so that the file is either whole or not there."""
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        RunError: If the file is missing, cut off or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise RunError(f"{path} can't be read: {exc}", "make it again, or give another run") from exc
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds a {type(value).__name__}, expected an object", "make it again")
-    return value
-
-
-@contextlib.contextmanager
-def write_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder under another name; it gets its own name only once the block ends well."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        for file in beside.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as f:
-                    os.fsync(f.fileno())
-        if path.exists():
-            shutil.rmtree(path)
-        beside.replace(path)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def new_run_path(recipe: str) -> Path:
@@ -295,12 +232,3 @@ class RunFolder:
     def save(self) -> None:
         """Write run.json."""
         write_json(self.path / "run.json", self.record)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash a whole file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

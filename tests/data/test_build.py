@@ -21,6 +21,13 @@ def test_training_set_counts_what_it_did(small_data):
     assert questions.record["sha256"] == examples_hash(questions.examples)
 
 
+def test_questions_that_occur_again_are_told(tmp_path, caplog):
+    write_medmcqa(tmp_path / "validation.jsonl", [*make_examples(5), *make_examples(2)])
+    record = evaluation_set(DataConfig(name=str(tmp_path)), 0).record
+    assert record["num_occurring_again"] == 2
+    assert "occur more than once" in caplog.text
+
+
 def test_evaluation_needs_keys(tmp_path):
     import dataclasses
 

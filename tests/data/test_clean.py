@@ -7,6 +7,7 @@ from medqa.records import Example
 
 
 def cleaned(text, options=("Heparin sodium", "Warfarin"), answer=0):
+    """Clean one explanation; the key is A unless a case needs another."""
     return clean_explanation(Example("q", options, answer=answer, explanation=text))[0].explanation
 
 
@@ -30,7 +31,8 @@ REST = "Inhibits thrombin through antithrombin, quickly."
         "Ans. is 'a' i.e., 'b' ",
         "Answer: ",
         "Option B: ",
-        "b) ",
+        "A) ",
+        "a. ",
     ],
 )
 def test_openings_that_only_name_the_key_go(opening):
@@ -46,6 +48,9 @@ def test_openings_that_only_name_the_key_go(opening):
         "Answering needs the formula for clearance and its units.",
         "Both ventricles contract together after the septum does.",
         "C-reactive protein rises within hours of an injury.",
+        "E. Coli is the commonest cause of urinary infection.",
+        "B. Anthracis forms spores that last for years in soil.",
+        "Hypoxia is seen if O2 <normal and CO2 >normal at rest.",
         "B-cell lymphomas express CD20 in nearly every patient.",
     ],
 )

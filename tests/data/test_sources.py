@@ -66,6 +66,37 @@ def test_medqa_four_and_five_options(tmp_path):
     ]
 
 
+def test_medqa_keys_go_by_the_options_own_letters(tmp_path):
+    skipped = {"A": "a", "B": None, "C": "right", "D": "wrong"}
+    swapped = [{"key": "B", "value": "right"}, {"key": "A", "value": "wrong"}]
+    rows = [
+        {"question": "q", "options": skipped, "answer_idx": "C"},
+        {"question": "q", "options": swapped, "answer_idx": "B"},
+        {"question": "q", "options": skipped, "answer_idx": ""},
+    ]
+    examples = read(write_jsonl(tmp_path / "f.jsonl", rows)).examples
+    assert [e.answer is not None and e.options[e.answer] for e in examples] == ["right", "right", False]
+    for key in ("AB", "CD", "Z"):
+        with pytest.raises(DataError, match=f"answer_idx '{key}'"):
+            read(write_jsonl(tmp_path / "g.jsonl", [{**rows[0], "answer_idx": key}]))
+
+
+def test_subsets_are_chosen_not_mixed(tmp_path):
+    for name in ("all/validation", "all/dev", "anatomy/validation", "clinical_knowledge/validation"):
+        write_medmcqa(tmp_path / f"{name}-00000.jsonl", make_examples(3))
+    assert len(read(tmp_path, "validation").examples) == 9  # "dev" is a split of its own here
+    assert len(read(tmp_path, "validation", subset="anatomy").examples) == 3
+    assert len(read(tmp_path, "validation", subset="clinical_knowledge").examples) == 3
+    with pytest.raises(DataError, match="split 'validation'"):
+        read(tmp_path, "validation", subset="none")
+
+
+def test_text_that_is_no_text_is_named_by_row(tmp_path):
+    rows = [{**ROW, "id": str(i)} for i in range(200)] + [{**ROW, "question": "\ud800"}]
+    split = read(write_jsonl(tmp_path / "f.jsonl", rows))
+    assert split.broken == ["f.jsonl:201: question holds half a character (a lone surrogate)"]
+
+
 def test_mmlu_and_pubmedqa(tmp_path):
     mmlu = {"question": "q", "choices": ["a", "b", "c", "d"], "answer": 3, "subject": "anatomy"}
     [example] = read(write_jsonl(tmp_path / "m.jsonl", [mmlu])).examples

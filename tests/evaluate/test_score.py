@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from medqa.config import ModelConfig
-from medqa.errors import DataError, ModelError, RunError
+from medqa.errors import DataError, DeviceError, ModelError, RunError
 from medqa.evaluate import score as score_module
 from medqa.evaluate.report import compare, summarise
 from medqa.evaluate.run import evaluate
@@ -148,17 +150,141 @@ def test_evaluate_writes_report_and_predictions(finished_run):
         assert sum(s["num_questions"] for s in score["subjects"].values()) == 20
 
 
-def test_evaluate_can_measure_fewer_rows(finished_run):
-    assert evaluate(finished_run, max_rows=7)["data"]["num_used"] == 7
+def test_a_part_is_measured_apart_and_leaves_the_whole_report(finished_run):
+    whole = evaluate(finished_run)
+    part = evaluate(finished_run, max_rows=7)
+    assert (part["data"]["num_used"], part["whole_split"], whole["whole_split"]) == (7, False, True)
+    assert json.loads((finished_run / "report-7.json").read_text()) == part
+    assert json.loads((finished_run / "report.json").read_text()) == whole
+
+
+def test_training_rows_are_not_measured_on(settings, tmp_path, small_data):
+    from medqa.recipe import load_recipe
+    from medqa.train.run import train
+
+    config = load_recipe("medmcqa", [*settings, f"data.name={small_data / 'train.jsonl'}"])
+    train(config, tmp_path / "run", "medmcqa")
+    with pytest.raises(DataError, match="was trained on"):
+        evaluate(tmp_path / "run")
+
+
+def test_a_head_with_a_bias_is_scored_with_it(tmp_path):
+    from transformers import PhiConfig, PhiForCausalLM
+
+    from medqa.config import LoraConfig
+    from medqa.model.lora import attach_adapter
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    phi = PhiForCausalLM(
+        PhiConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+    torch.nn.init.normal_(phi.lm_head.bias, std=3.0)
+    phi.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = ModelConfig(name=str(tmp_path), device="cpu")
+    base, device = find_base(config), choose_device(config)
+    model = attach_adapter(load_model(base, device), LoraConfig(rank=4), seed=0).eval()
+    [item] = make_items(load_renderer(base), EXAMPLES[:1], "medqa")
+    [prediction] = score_items(model, [item], device, max_length_tokens=2000, batch_tokens=999)
+    assert prediction.log_likelihoods == pytest.approx(plain(model, item), abs=1e-4)
+
+
+def test_short_memory_with_one_question_is_an_error(parts, monkeypatch):
+    model, renderer, device = parts
+
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(score_module, "_hidden", no_memory)
+    items = make_items(renderer, EXAMPLES[:3], "medqa")
+    with pytest.raises(DeviceError, match="single question"):
+        score_items(model, items, device, max_length_tokens=2000, batch_tokens=999)
+
+
+def test_likelihoods_that_are_not_finite_are_an_error(parts, monkeypatch):
+    model, renderer, device = parts
+    hidden = score_module._hidden
+    monkeypatch.setattr(score_module, "_hidden", lambda *args: hidden(*args) * float("nan"))
+    items = make_items(renderer, EXAMPLES[:3], "medqa")
+    with pytest.raises(ModelError, match="not finite"):
+        score_items(model, items, device, max_length_tokens=2000, batch_tokens=999)
+
+
+def copy_of(run, folder):
+    return Path(shutil.copytree(run, folder / "copy"))
+
+
+def test_an_adapter_that_is_not_what_training_wrote_is_refused(finished_run, tmp_path):
+    run = copy_of(finished_run, tmp_path)
+    file = run / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(RunError, match="checksum differs"):
+        load_tuned(run)
+
+
+def test_the_prompt_stays_the_one_trained_on(finished_run, tmp_path, tiny_model):
+    """The base model's template may change, or hold today's date; the run's does not."""
+    run = copy_of(finished_run, tmp_path)
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model"]["name"] = str(base)
+    (run / "run.json").write_text(json.dumps(record))
+    (base / "chat_template.jinja").write_text("{{ 'another template' }}")
+    before, after = load_tuned(finished_run), load_tuned(run)
+    for example in EXAMPLES:
+        assert before.renderer.prefix_ids(example) == after.renderer.prefix_ids(example)
+
+
+def test_a_run_folder_cannot_make_its_model_s_code_run(finished_run, tmp_path, tiny_model):
+    run = copy_of(finished_run, tmp_path)
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    (base / "evil.py").write_text(f"open({str(tmp_path / 'hacked')!r}, 'w').close()")
+    settings = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**settings, "auto_map": {"AutoConfig": "evil.Evil"}}))
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["model"].update(name=str(base), trust_remote_code=str(base))
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ModelError, match="code of its own"):
+        load_tuned(run)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("config"),
+        lambda r: r["config"].update(train=5),
+        lambda r: r.pop("base_model"),
+        lambda r: r.update(base_model=[]),
+        lambda r: r.update(data={}),
+        lambda r: r.update(status=5),
+        lambda r: r.pop("notices"),
+        lambda r: r.update(adapter_sha256=None),
+    ],
+)
+def test_a_run_record_that_was_edited_is_refused(finished_run, tmp_path, change):
+    run = copy_of(finished_run, tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    change(record)
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="is damaged"):
+        load_tuned(run)
 
 
 def test_another_base_model_is_refused(finished_run, tmp_path):
     run = json.loads((finished_run / "run.json").read_text())
     run["config"]["model"]["name"] = str(make_tiny_model(tmp_path / "other", seed=1))
-    copy = tmp_path / "run"
-    copy.mkdir()
+    copy = copy_of(finished_run, tmp_path)
     (copy / "run.json").write_text(json.dumps(run))
-    (copy / "adapter").symlink_to(finished_run / "adapter")
     with pytest.raises(ModelError, match="is not the base model"):
         load_tuned(copy)
 
@@ -170,8 +296,8 @@ def test_another_base_model_is_refused(finished_run, tmp_path):
         ("{", "can't be read"),
         ("[]", "expected an object"),
         ('{"version": 99}', "version 99"),
-        ('{"version": 1, "status": "running"}', "half written"),
-        ('{"version": 1, "status": "complete"}', "adapter_config.json"),
+        ('{"version": 1, "status": "running", "notices": [], "config": {}}', "half written"),
+        ('{"version": 1, "status": "complete", "notices": [], "config": {}}', "is damaged"),
     ],
 )
 def test_broken_run_folders(tmp_path, content, message):

@@ -38,6 +38,16 @@ def test_a_cut_off_file_is_named(copy):
     file.write_bytes(b"xy")
     with pytest.raises(ModelError, match="cut off"):
         find(copy)
+    file.write_bytes((9).to_bytes(8, "little") + b"not JSON!")
+    with pytest.raises(ModelError, match="no safetensors file"):
+        find(copy)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"max_position_embeddings": "many"}'])
+def test_a_damaged_config_is_named(copy, text):
+    (copy / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        find(copy)
 
 
 def test_only_safetensors_are_loaded(copy):
@@ -124,9 +134,10 @@ def test_unknown_targets_and_foreign_adapters(copy, tmp_path):
         load_adapter(load_model(find(copy), device), tmp_path / "adapter", device)
 
 
-def test_unknown_device():
-    with pytest.raises(ModelError, match="nonsense"):
-        choose_device(ModelConfig(device="nonsense"))
+@pytest.mark.parametrize("name", ["nonsense", "meta", "cpu:x"])
+def test_unknown_device(name):
+    with pytest.raises(ModelError, match=name):
+        choose_device(ModelConfig(device=name))
 
 
 def test_out_of_memory_is_recognised_on_every_back_end():

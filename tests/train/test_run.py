@@ -1,13 +1,14 @@
 import json
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from medqa.errors import DataError, DeviceError, RunError, TrainingError
+from medqa.errors import DataError, DeviceError, ModelError, RunError, TrainingError
 from medqa.hardware.device import MemoryPlan
 from medqa.recipe import load_recipe
 from medqa.train import loop
@@ -135,7 +136,7 @@ def test_fp16_resumes_with_its_scale(settings, tmp_path, monkeypatch):
     config = load_recipe("medmcqa", [*settings, "model.dtype=fp16"])
     whole = train(config, tmp_path / "whole", "medmcqa")
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 3, KeyboardInterrupt())
+        interrupt_at(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "cut", "medmcqa")
     assert same(adapter_of(resume(tmp_path / "cut").path), adapter_of(whole.path))
@@ -172,16 +173,16 @@ def test_the_run_keeps_environment_and_selftest(settings, tmp_path):
     assert run.record["environment"] == {"set_here": {"X": "why"}}
 
 
-def interrupt_at(monkeypatch, step, exception):
-    """Raise in the given step, after a checkpoint at every step before it."""
-    original = loop._Loop._step
+def interrupt_at(monkeypatch, step, number=signal.SIGINT):
+    """Send this process a signal in the middle of a step."""
+    original = loop._Loop._gradients
 
-    def broken(self):
+    def interrupted(self, rows):
         if self.state.step == step:
-            raise exception
-        return original(self)
+            signal.raise_signal(number)
+        return original(self, rows)
 
-    monkeypatch.setattr(loop._Loop, "_step", broken)
+    monkeypatch.setattr(loop._Loop, "_gradients", interrupted)
 
 
 @pytest.mark.parametrize("extra", [[], ["train.lora.dropout=0.3"]], ids=["plain", "dropout"])
@@ -189,11 +190,11 @@ def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path, monkeyp
     config = load_recipe("medmcqa", [*settings, "train.epochs=2", *extra])
     whole = train(config, tmp_path / "whole", "medmcqa")
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 4, KeyboardInterrupt())
+        interrupt_at(patch, 4)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "cut", "medmcqa")
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as metrics:
-        metrics.write('{"step": 5, "lost": tr')
+        metrics.write('{"step": 6, "lost": tr')
     resumed = resume(tmp_path / "cut")
     assert same(adapter_of(resumed.path), adapter_of(whole.path))
     lines = [
@@ -201,6 +202,66 @@ def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path, monkeyp
         for r in (whole, resumed)
     ]
     assert lines[0] == lines[1]
+
+
+def test_a_terminated_run_is_saved_too(settings, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 2, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    assert (tmp_path / "run" / "checkpoints" / "step-000003").is_dir()
+
+
+def test_handlers_are_put_back(settings, tmp_path, monkeypatch, finished_run):
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def damage(path, change):
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_damaged_checkpoints_are_named(settings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000003"
+    whole = load_file(checkpoint / "optimizer.safetensors")
+    moments = {k: v for k, v in whole.items() if "exp_avg_sq" not in k}
+    save_file(moments, checkpoint / "optimizer.safetensors")
+    with pytest.raises(RunError, match="another adapter"):
+        resume(tmp_path / "run")
+    save_file(whole, checkpoint / "optimizer.safetensors")
+    damage(checkpoint / "state.json", lambda state: state.update(step="3"))
+    with pytest.raises(RunError, match="is damaged"):
+        resume(tmp_path / "run")
+    (checkpoint / "optimizer.safetensors").write_bytes(b"x")
+    with pytest.raises(RunError, match="is damaged"):
+        resume(tmp_path / "run")
+
+
+def test_another_precision_on_resume_is_told(settings, tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    damage(tmp_path / "run" / "run.json", lambda run: run["device"].update(precision="bf16"))
+    assert "differs in rounding" in resume(tmp_path / "run").record["notices"][-1]
+
+
+def test_memory_that_runs_out_in_the_optimizer_is_an_error_too(settings, tmp_path, monkeypatch):
+    def no_memory(self, *args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", no_memory)
+    with pytest.raises(TrainingError, match="outside the passes"):
+        train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+
+
+def test_the_head_cannot_be_adapted(settings, tmp_path):
+    with pytest.raises(ModelError, match="adapts the head"):
+        train(load_recipe("medmcqa", [*settings, "train.lora.targets=[lm_head]"]), tmp_path / "run", "x")
 
 
 def test_a_non_finite_loss_stops_at_once_and_keeps_the_checkpoint(settings, tmp_path, monkeypatch):
@@ -251,7 +312,7 @@ def test_resume_refuses_other_data_and_missing_runs(settings, tmp_path, monkeypa
     data = shutil.copytree(small_data, tmp_path / "data")
     config = load_recipe("medmcqa", [*settings, f"data.name={data}"])
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 2, KeyboardInterrupt())
+        interrupt_at(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run", "medmcqa")
     lines = (data / "train.jsonl").read_text().splitlines(keepends=True)

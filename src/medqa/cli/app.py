@@ -31,6 +31,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=V", help="Change one setting; may be repeated."),
 ]
+Trust = Annotated[
+    str | None,
+    typer.Option("--trust-remote-code", metavar="NAME", help="Run's base model whose own code may run."),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made.")]
 
 
@@ -104,12 +108,15 @@ def doctor(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="Recipe name, or a path ending in .yaml.")] = "medmcqa",
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
+    ] = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; runs/RECIPE-N if not given.")] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run instead.")
     ] = None,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune an adapter.
@@ -122,20 +129,21 @@ def train(
     from medqa.cli.output import print_json, print_trained
     from medqa.errors import ConfigError
     from medqa.hardware.environment import prepare_environment
-    from medqa.recipe import load_recipe
+    from medqa.recipe import DEFAULT_RECIPE, load_recipe
     from medqa.runs import new_run_path
 
     if resume is not None:
-        if settings or out:
+        if settings or out or recipe:
             raise ConfigError(
-                "--resume goes on with the run's own settings and folder",
-                "leave out --set and --out, or train anew without --resume",
+                "--resume goes on with the run's own recipe, settings and folder",
+                "leave out RECIPE, --set and --out, or train anew without --resume",
             )
         prepare_environment()
         from medqa.train.run import resume as resume_run
 
-        run = resume_run(resume)
+        run = resume_run(resume, trust)
     else:
+        recipe = recipe or DEFAULT_RECIPE
         config = load_recipe(recipe, settings or [])
         environment = prepare_environment(config.model.device)
         from medqa.train.run import train as train_run
@@ -151,6 +159,7 @@ def train(
 def evaluate(
     run: Run,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure on this many questions only.")] = None,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Score base and tuned model on the whole evaluation split.
@@ -165,7 +174,7 @@ def evaluate(
     prepare_environment(RunFolder.open(run).config.model.device)
     from medqa.evaluate.run import evaluate as evaluate_run
 
-    report = evaluate_run(run, max_rows=limit)
+    report = evaluate_run(run, max_rows=limit, trust_remote_code=trust)
     if as_json:
         print_json(report)
     else:
@@ -182,6 +191,7 @@ def ask(
     context: Annotated[str | None, typer.Option(help="Text that the question is about.")] = None,
     file: Annotated[Path | None, typer.Option(help='JSON file: {"question": ..., "options": [...]}.')] = None,
     explain: Annotated[bool, typer.Option(help="Write the explanation too.")] = True,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Answer one question: letter, confidence of every option, explanation.
@@ -200,7 +210,7 @@ def ask(
     prepare_environment(RunFolder.open(run).config.model.device)
     from medqa.serve.engine import Answerer
 
-    answer = Answerer.load(run).answer(example, explain=explain)
+    answer = Answerer.load(run, trust).answer(example, explain=explain)
     if as_json:
         print_json(answer.to_json())
     else:
@@ -256,13 +266,17 @@ def recipe_copy(
 ) -> None:
     """Copy a recipe into a file of your own."""
     from medqa.errors import ConfigError
+    from medqa.files import write_text
     from medqa.recipe import recipe_text
-    from medqa.runs import write_text
 
     if target.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{str(target)!r} does not end in .yaml", "recipes are found by that ending")
     if target.exists():
         raise ConfigError(f"{target} is there already", "give another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, recipe_text(name))
+    text = recipe_text(name)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, text)
+    except OSError as exc:
+        raise ConfigError(f"{target} can't be written: {exc}", "give another place") from exc
     print(f"Wrote {target}; use it with: medqa train {target}")

@@ -42,7 +42,7 @@ def _print_env(findings: list[dict[str, Any]]) -> None:
 
 
 def _print_all(findings: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     machine, view, device = findings["machine"], findings["torch"], findings["device"]
     console.print("[bold]Machine[/]")
     memory = f", {machine['memory_gib']:.0f} GiB" if machine["memory_gib"] else ""

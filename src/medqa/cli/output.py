@@ -56,7 +56,7 @@ def print_fields(fields: Sequence[tuple[str, Any, str]]) -> None:
     table = Table("setting", "default", "meaning", box=None, pad_edge=False)
     for key, value, text in fields:
         table.add_row(key, escape(str(value)), escape(text))
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def print_trained(run: RunFolder) -> None:
@@ -80,8 +80,11 @@ def _interval(score: dict[str, Any]) -> str:
 
 def print_report(report: dict[str, Any]) -> None:
     """Print the scores of base and tuned model, and the subjects."""
-    console = Console()
-    title = f"{report['base_model']} on {report['data']['name']}, {report['data']['split']}"
+    console = Console(emoji=False, highlight=False)
+    data = report["data"]
+    title = f"{report['base_model']} on {data['name']}, {data['split']}"
+    if not report["whole_split"]:
+        title += f": {data['num_used']:,} of {data['num_with_key']:,} questions"
     table = Table(title=escape(title), box=box.SIMPLE_HEAD)
     for name in ("prompt", "model", "n", "accuracy (95 % CI)", "NLL", "Brier", "ECE"):
         table.add_column(name, justify="left" if name in ("prompt", "model") else "right")
@@ -109,7 +112,8 @@ def print_report(report: dict[str, Any]) -> None:
         if scores["tuned"]["num_too_long"]:
             console.print(f"  {scores['tuned']['num_too_long']} questions were too long and not scored")
     _print_subjects(console, report)
-    console.print(f"Written to {report['run']}/report.json and predictions.jsonl")
+    part = "" if report["whole_split"] else f"-{data['num_used']}"
+    console.print(escape(f"Written to {report['run']}/report{part}.json and predictions{part}.jsonl"))
 
 
 def _print_subjects(console: Console, report: dict[str, Any]) -> None:
@@ -131,7 +135,7 @@ def _print_subjects(console: Console, report: dict[str, Any]) -> None:
 
 def print_answer(answer: Answer, options: Sequence[str]) -> None:
     """Print an answer: question, a bar for each option, the explanation, the notice."""
-    console = Console()
+    console = Console(emoji=False, highlight=False)
     console.print(escape(answer.question))
     for letter, option in zip(LETTERS, options, strict=False):
         share = answer.probabilities[letter]

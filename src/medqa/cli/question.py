@@ -36,7 +36,7 @@ def read_question(
 def _from_file(file: Path) -> Example:
     try:
         row = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise DataError(
             f"{file} can't be read: {exc}", 'write {"question": "...", "options": ["...", "..."]}'
         ) from exc
@@ -45,16 +45,13 @@ def _from_file(file: Path) -> Example:
     options = row.get("options")
     if isinstance(options, list) and all(isinstance(option, str) for option in options):
         return _plain(row, options, file)
-    return Example(**recognise(set(row), str(file)).parse(row))
+    return recognise(set(row), str(file)).example(row)
 
 
 def _plain(row: dict[str, Any], options: list[str], file: Path) -> Example:
     unknown = set(row) - {"question", "options", "context"}
     if unknown:
         raise DataError(f"{file}: unknown field {sorted(unknown)[0]!r}", "known: question, options, context")
-    for name in ("question", "context"):
-        if not isinstance(row.get(name, ""), str):
-            raise DataError(f"{file}: {name} is a {type(row[name]).__name__}", "it must be a text")
     return Example(row.get("question", ""), tuple(options), context=row.get("context"))
 
 

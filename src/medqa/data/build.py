@@ -30,6 +30,11 @@ class QuestionSet:
     examples: list[Example]
     record: dict[str, Any]
 
+    @property
+    def whole(self) -> bool:
+        """Whether these are all usable questions of the split, not a drawn part."""
+        return bool(self.record["num_used"] == self.record["num_with_key"])
+
 
 def sample(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
     """Draw rows by hash of seed, id and content, so that the order of the file does not matter."""
@@ -74,6 +79,7 @@ def training_set(config: DataConfig, seed: int) -> QuestionSet:
             "num_read": len(split.examples) + len(split.broken),
             "num_broken": len(split.broken),
             "num_without_key": no_key,
+            "num_with_key": len(keyed),
             "num_used": len(cleaned),
             "num_with_explanation": sum(example.explanation is not None for example in cleaned),
             "cleaned": rules,
@@ -96,6 +102,14 @@ def evaluation_set(config: DataConfig, seed: int) -> QuestionSet:
             "measure on a split with keys: --set data.eval_split=validation",
         )
     drawn = sample(keyed, config.max_eval_rows, seed)
+    num_twice = len(drawn) - len({example.content_hash() for example in drawn})
+    if num_twice:
+        log.warning(
+            "%s %s: %d questions occur more than once and count each time; data.subset chooses among subsets",
+            config.name,
+            config.eval_split,
+            num_twice,
+        )
     return QuestionSet(
         drawn,
         {
@@ -106,6 +120,8 @@ def evaluation_set(config: DataConfig, seed: int) -> QuestionSet:
             "num_broken": len(split.broken),
             "num_without_key": len(split.examples) - len(keyed),
             "num_repeated_options": sum(e.repeated_option() is not None for e in drawn),
+            "num_occurring_again": num_twice,
+            "num_with_key": len(keyed),
             "num_used": len(drawn),
             "sha256": examples_hash(drawn),
         },

@@ -11,7 +11,7 @@ import html
 import re
 from collections.abc import Callable, Iterable
 
-from medqa.records import Example
+from medqa.records import LETTERS, Example
 
 __all__ = ["RULES", "clean", "clean_explanation"]
 
@@ -25,14 +25,18 @@ _MARKER = re.compile(
         {_ANSWER}\s*[.:;,)-]*\s*(?:(?:is|are)\b\s*)?(?:option\b\s*)?[.:;,-]*\s*
             {_LETTER}(?![\w'\u2019-]){_IE}?\s*[.,:;)>=-]*
       | [(\[\"'\u2018\u201c]\s*[a-eA-E]\s*[)\]\"'\u2019\u201d]{_IE}?\s*[.,:;-]*
-      | [a-eA-E]\s*(?:\)|[.:](?=\s*(?-i:[A-Z(])))  # "E. coli" goes on in lower case
+      | (?P<bare>[a-eA-E])\s*(?:\)|[.:](?=\s*(?-i:[A-Z(])))  # "E. coli" goes on in lower case
       | [a-eA-E]{_IE}
       | ans(?:wer)?\s*[.:-]+(?:\s*(?:is|are)\b)?{_IE}?
       | i\s*\.\s*e\s*[.,:]+
     )\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
-_TAG = re.compile(r"</?(?:[a-zA-Z][a-zA-Z0-9]*)(?:\s[^<>]*)?/?>")
+_TAG = re.compile(
+    r"</?(?:p|br|b|i|u|em|strong|sub|sup|span|div|font|img|a|ul|ol|li|table|tbody|thead|tr|td|th|h[1-6]|hr|center)"
+    r"(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
 _SPACE = re.compile(r"[ \t\r\f\v\u00a0]+")
 _WORD = re.compile(r"[^\W_]+")
 _MAX_OPENINGS = 3
@@ -49,10 +53,14 @@ def _strip_markup(text: str, example: Example) -> str:
 def _strip_answer_marker(text: str, example: Example) -> str:
     """Remove openings that only name the key."""
     for _ in range(_MAX_OPENINGS):
-        shorter = _MARKER.sub("", text, count=1)
-        if shorter == text:
+        match = _MARKER.match(text)
+        if match is None:
             break
-        text = shorter
+        # A letter alone may begin a name, "C. difficile": it is a marker if it is the key's.
+        bare = match["bare"]
+        if bare and example.answer is not None and bare.upper() != LETTERS[example.answer]:
+            break
+        text = text[match.end() :]
     return text
 
 

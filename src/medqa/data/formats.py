@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from medqa.errors import DataError
-from medqa.records import LETTERS
+from medqa.records import LETTERS, Example
 
 __all__ = ["FORMATS", "Format", "recognise"]
 
@@ -30,6 +30,17 @@ class Format:
     columns: frozenset[str]
     licence: str
     parse: Callable[[Row], dict[str, Any]]
+
+    def example(self, row: Row, source: str = "") -> Example:
+        """Turn a row into an Example.
+
+        Raises:
+            DataError: If the row does not fit the layout, or is no usable question.
+        """
+        try:
+            return Example(**self.parse(row), source=source, licence=self.licence)
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise DataError(f"does not fit the {self.name} layout: {exc!r}", "mend the row") from exc
 
 
 def _text(value: Any) -> str | None:
@@ -65,20 +76,27 @@ def _medmcqa(row: Row) -> dict[str, Any]:
     }
 
 
+def _texts(values: Any, what: str) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple):
+        raise DataError(f"{what} is a {type(values).__name__}, expected a list", "give each option by itself")
+    return tuple(_text(value) or "" for value in values)
+
+
 def _medqa(row: Row) -> dict[str, Any]:
     options = row["options"]
     if isinstance(options, Mapping):
-        options = {key: value for key, value in options.items() if value is not None}
-        texts = tuple(_text(options[key]) or "" for key in sorted(options))
+        pairs = sorted((str(key), value) for key, value in options.items() if value is not None)
+    elif isinstance(options, list | tuple) and all(isinstance(option, Mapping) for option in options):
+        pairs = [(str(option["key"]), option["value"]) for option in options]
     else:
-        texts = tuple(_text(option["value"]) or "" for option in options)
-    letter = str(row["answer_idx"]).strip()
-    if letter not in LETTERS:
-        raise DataError(f"answer_idx {letter!r} is not a letter", "MedQA keys are letters A to E")
+        raise DataError("options are not letters with texts", 'MedQA has {"A": "...", "B": "..."}')
+    letter, letters = (_text(row["answer_idx"]) or "").strip(), [key for key, _ in pairs]
+    if letter and letter not in letters:
+        raise DataError(f"answer_idx {letter!r} is none of {', '.join(letters)}", "MedQA keys are letters")
     return {
         "question": _text(row["question"]) or "",
-        "options": texts,
-        "answer": LETTERS.index(letter),
+        "options": _texts([value for _, value in pairs], "options"),
+        "answer": letters.index(letter) if letter else None,
         "subject": _text(row.get("meta_info")),
     }
 
@@ -86,7 +104,7 @@ def _medqa(row: Row) -> dict[str, Any]:
 def _mmlu(row: Row) -> dict[str, Any]:
     return {
         "question": _text(row["question"]) or "",
-        "options": tuple(_text(choice) or "" for choice in row["choices"]),
+        "options": _texts(row["choices"], "choices"),
         "answer": _index(row["answer"], "answer"),
         "subject": _text(row.get("subject")),
     }
@@ -98,13 +116,14 @@ def _pubmedqa(row: Row) -> dict[str, Any]:
     if decision not in options:
         raise DataError(f"final_decision {decision!r} is not yes, no or maybe", "use the labelled part")
     context = row["context"]
-    passages = context["contexts"] if isinstance(context, Mapping) else context
+    passages = context.get("contexts") if isinstance(context, Mapping) else context
+    passages = [passages] if isinstance(passages, str) else passages
     return {
         "id": _text(row.get("pubid")) or "",
         "question": _text(row["question"]) or "",
         "options": options,
         "answer": options.index(decision),
-        "context": " ".join([passages] if isinstance(passages, str) else passages),
+        "context": " ".join(_texts(passages, "context")),
         "explanation": _text(row.get("long_answer")),
     }
 

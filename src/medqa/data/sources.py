@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medqa.config import DataConfig
-from medqa.data.formats import Format, recognise
+from medqa.data.formats import recognise
 from medqa.errors import DataError
 from medqa.hub import locate
 from medqa.records import Example
@@ -29,11 +29,7 @@ SUFFIXES = (".parquet", ".jsonl", ".csv")
 MAX_BROKEN_SHARE = 0.01
 NUM_BROKEN_SHOWN = 5
 
-_SPLIT_NAMES = {
-    "train": {"train"},
-    "validation": {"validation", "valid", "val", "dev"},
-    "test": {"test"},
-}
+_SPLIT_NAMES = {"validation": {"valid", "val", "dev"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +61,7 @@ def read_split(config: DataConfig, split: str, *, allow_repeated_options: bool =
             1 % of the rows are broken.
         HubError: If the source is neither on disk nor to be had from the Hub.
     """
-    files = _split_files(_root(config), split)
+    files = _split_files(_root(config), split, config.subset)
     examples: list[Example] = []
     broken: list[str] = []
     for file in files:
@@ -76,7 +72,7 @@ def read_split(config: DataConfig, split: str, *, allow_repeated_options: bool =
                 continue
             layout = layout or recognise(set(row), str(file), config.format)
             try:
-                example = _example(row, layout, config)
+                example = layout.example(row, "starter" if config.name == STARTER else config.name)
                 if not allow_repeated_options:
                     example.require_distinct_options()
                 examples.append(example)
@@ -95,7 +91,7 @@ def _root(config: DataConfig) -> Path:
     return locate(config.name, "dataset", revision=config.revision, patterns=patterns)
 
 
-def _split_files(root: Path, split: str) -> list[Path]:
+def _split_files(root: Path, split: str, subset: str | None) -> list[Path]:
     """Find the files of a split by the words of their path, as in data/train-00000-of-00001.parquet."""
     if root.is_file():
         if root.suffix not in SUFFIXES:
@@ -104,8 +100,12 @@ def _split_files(root: Path, split: str) -> list[Path]:
             )
         return [root]
     files = sorted(f for f in root.rglob("*") if f.suffix in SUFFIXES and f.is_file())
-    wanted = _SPLIT_NAMES.get(split, {split})
-    found = [f for f in files if wanted & set(re.split(r"[^a-z0-9]+", str(f.relative_to(root)).lower()))]
+    words = {f: set(re.split(r"[^a-z0-9_]+|_(?=\d)", str(f.relative_to(root)).lower())) for f in files}
+    if subset is not None:
+        files = [f for f in files if subset.lower() in words[f]]
+    # The very name first: a folder with "validation" and "dev" holds two splits.
+    found = [f for f in files if split in words[f]]
+    found = found or [f for f in files if _SPLIT_NAMES.get(split, set()) & words[f]]
     if not found:
         there = ", ".join(str(f.relative_to(root)) for f in files[:10]) or "no such file at all"
         raise DataError(
@@ -113,14 +113,6 @@ def _split_files(root: Path, split: str) -> list[Path]:
             f"files are told apart by a word in their name, such as {split}.jsonl; there: {there}",
         )
     return found
-
-
-def _example(row: dict[str, Any], layout: Format, config: DataConfig) -> Example:
-    source = "starter" if config.name == STARTER else config.name
-    try:
-        return Example(**layout.parse(row), source=source, licence=layout.licence)
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise DataError(f"does not fit the {layout.name} layout: {exc!r}") from exc
 
 
 def _judge(examples: list[Example], broken: list[str], files: list[Path]) -> None:

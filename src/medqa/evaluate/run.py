@@ -6,38 +6,52 @@ from pathlib import Path
 from typing import Any
 
 from medqa.data.build import QuestionSet, evaluation_set
+from medqa.errors import DataError
 from medqa.evaluate.report import compare, summarise
 from medqa.evaluate.score import PromptKind, default_batch_tokens, make_items, score_items
+from medqa.files import write_json, write_jsonl
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.lora import without_adapter
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
 from medqa.records import Prediction
-from medqa.runs import RunFolder, provenance, write_json, write_jsonl
+from medqa.runs import RunFolder, provenance
 
 __all__ = ["evaluate", "evaluate_tuned"]
 
 REPORT_VERSION = 1
 
 
-def evaluate(path: Path, *, max_rows: int | None = None) -> dict[str, Any]:
+def evaluate(
+    path: Path, *, max_rows: int | None = None, trust_remote_code: str | None = None
+) -> dict[str, Any]:
     """Score base and tuned model of a run; see `evaluate_tuned`.
 
     Args:
         path: Run folder.
         max_rows: Measure on at most this many questions; all if not given.
+        trust_remote_code: Name of the base model, if its own code may run.
 
     Raises:
         MedQAError: Of the kind that says what is wrong.
     """
-    config = RunFolder.open(path).config
+    run = RunFolder.open(path)
+    config = run.config
     data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
     questions = evaluation_set(data, config.train.seed)
-    return evaluate_tuned(load_tuned(path), questions)
+    if trained_on := set(questions.record["files"]) & set(run.record["data"]["files"]):
+        raise DataError(
+            f"{sorted(trained_on)[0]} was trained on: a score on it would mean nothing",
+            "keep questions apart: a folder with train.jsonl and validation.jsonl, say",
+        )
+    return evaluate_tuned(load_tuned(path, trust_remote_code), questions)
 
 
 def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
     """Score base and tuned model, and write report.json and predictions.jsonl into the run.
+
+    On a part of the questions, the files are named for their number, report-N.json, and leave the whole
+    report as it is.
 
     Returns:
         The content of report.json.
@@ -56,6 +70,7 @@ def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
     report = {
         "version": REPORT_VERSION,
         "run": str(path),
+        "whole_split": questions.whole,
         "base_model": tuned.run.record["base_model"]["name"],
         "data": questions.record,
         "scores": scores,
@@ -64,15 +79,16 @@ def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         **provenance(),
     }
+    part = "" if questions.whole else f"-{len(questions.examples)}"
     write_jsonl(
-        path / "predictions.jsonl",
+        path / f"predictions{part}.jsonl",
         (
             {"prompt": prompt, "model": model, **prediction.to_json()}
             for (prompt, model), rows in predictions.items()
             for prediction in rows
         ),
     )
-    write_json(path / "report.json", report)
+    write_json(path / f"report{part}.json", report)
     return report
 
 

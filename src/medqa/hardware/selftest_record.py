@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from medqa.errors import RunError
+from medqa.files import read_json, write_json
 from medqa.hardware.device import Device
-from medqa.runs import home, read_json, write_json
+from medqa.runs import home
 
 __all__ = ["keep_selftest", "last_selftest"]
 

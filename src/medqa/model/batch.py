@@ -16,7 +16,16 @@ from torch.nn.functional import cross_entropy
 from medqa.prompts import PromptRenderer
 from medqa.records import Example
 
-__all__ = ["AnswerLoss", "Batch", "TokenisedRow", "collate", "head_logits", "pad", "plan_epoch", "tokenise_rows"]
+__all__ = [
+    "AnswerLoss",
+    "Batch",
+    "TokenisedRow",
+    "collate",
+    "head_logits",
+    "pad",
+    "plan_epoch",
+    "tokenise_rows",
+]
 
 CHUNK_POSITIONS = 2048
 SORTED_BATCHES = 64

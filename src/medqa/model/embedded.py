@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from medqa.errors import DependencyError, ModelError
+from medqa.files import file_sha256, read_json, write_folder, write_json
 from medqa.model.quiet import no_library_bars
-from medqa.runs import file_sha256, home, read_json, write_folder, write_json
+from medqa.runs import home
 
 __all__ = ["SMOLLM2", "embedded_model_path"]
 

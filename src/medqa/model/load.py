@@ -164,9 +164,13 @@ def load_renderer(
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder or base.path), trust_remote_code=base.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder or base.path), trust_remote_code=base.trust_remote_code
+        )
     except (OSError, ValueError, KeyError) as exc:
-        raise ModelError(f"{folder or base.path} has no usable tokenizer: {exc}", "add tokenizer.json to it") from exc
+        raise ModelError(
+            f"{folder or base.path} has no usable tokenizer: {exc}", "add tokenizer.json to it"
+        ) from exc
     return PromptRenderer(tokenizer, frozen)
 
 

@@ -16,12 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medqa.errors import RunError
+from medqa.files import read_json, write_folder, write_json
 from medqa.model.lora import trainable_parameters
-from medqa.runs import read_json, write_folder, write_json
 
 __all__ = ["TrainState", "load_checkpoint", "newest_checkpoint", "save_checkpoint"]
 
 KEEP = 2
+ADAMW_FIELDS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclasses.dataclass
@@ -81,27 +82,30 @@ def load_checkpoint(path: Path, model: Any, optimizer: torch.optim.Optimizer) ->
         RunError: If the checkpoint is damaged or of another adapter.
     """
     named = trainable_parameters(model)
+    device = named[0][1].device
     try:
         weights = load_file(path / "adapter.safetensors")
         tensors = load_file(path / "optimizer.safetensors")
         state = TrainState(**read_json(path / "state.json"))
-        if set(weights) != {name for name, _ in named}:
+        expected = {f"{name}|{field}" for name, _ in named for field in ADAMW_FIELDS} | {"random|cpu"}
+        if set(weights) != {name for name, _ in named} or not expected <= set(tensors):
             raise RunError(f"{path} is a checkpoint of another adapter", "resume with the run's own settings")
+        if not isinstance(state.step, int) or not isinstance(state.micro_batch_size, int):
+            raise TypeError(f"state.json: step {state.step!r}")
         with torch.no_grad():
             for name, p in named:
                 p.copy_(weights[name])
-    except (SafetensorError, OSError, TypeError, RuntimeError) as exc:
+        for name, p in named:
+            optimizer.state[p] = {
+                # AdamW keeps its step count on the CPU.
+                field: tensors[f"{name}|{field}"].to("cpu" if field == "step" else device)
+                for field in ADAMW_FIELDS
+            }
+        torch.set_rng_state(tensors["random|cpu"])
+        if "random|device" in tensors and device.type != "cpu":
+            torch.get_device_module(device).set_rng_state(tensors["random|device"])
+    except (SafetensorError, OSError, TypeError, RuntimeError, KeyError) as exc:
         raise RunError(
             f"{path} is damaged: {exc}", f"delete it to go on from an older one: rm -r {path}"
         ) from exc
-    for name, p in named:
-        keys = [key for key in tensors if key.startswith(f"{name}|")]
-        optimizer.state[p] = {
-            # AdamW keeps its step count on the CPU.
-            (field := key.partition("|")[2]): tensors[key] if field == "step" else tensors[key].to(p.device)
-            for key in keys
-        }
-    torch.set_rng_state(tensors["random|cpu"])
-    if "random|device" in tensors:
-        torch.get_device_module(named[0][1].device).set_rng_state(tensors["random|device"])
     return state

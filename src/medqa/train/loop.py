@@ -4,6 +4,8 @@ import dataclasses
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 
 from medqa.config import TrainConfig
 from medqa.errors import TrainingError
+from medqa.files import write_text
 from medqa.hardware.device import Device, MemoryPlan, is_out_of_memory, plan_memory
 from medqa.model.batch import AnswerLoss, TokenisedRow, collate, plan_epoch
 from medqa.model.lora import compute_context, recompute_activations, trainable_parameters
@@ -112,6 +115,7 @@ class _Loop:
         self.loss_module = self.accelerator.prepare_model(AnswerLoss(model), device_placement=False)
         self.optimizer = optimizer
         self.scaler = device.grad_scaler()
+        self.interrupted = False
         wanted = config.micro_batch_size
         if wanted == "auto":
             plan = plan_memory(device, model.config, max(map(len, rows)), config.batch_size)
@@ -121,6 +125,30 @@ class _Loop:
         self.state = TrainState(micro_batch_size=plan.rows, recompute=plan.checkpointing)
 
     def run(self) -> TrainState:
+        """Train with interruptions held back to the end of a step, where a checkpoint is sound."""
+        previous = {}
+        if threading.current_thread() is threading.main_thread():
+            previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._run()
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc):
+                raise
+            raise TrainingError(
+                f"memory ran out at step {self.state.step + 1}, outside the passes that can be made smaller",
+                "close other programs on the device, or a smaller train.lora.rank",
+            ) from exc
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        if self.interrupted:  # asked twice: at once
+            raise KeyboardInterrupt
+        self.interrupted = True
+        log.warning("Stopping after this step (once more stops at once, without saving it)")
+
+    def _run(self) -> TrainState:
         checkpoints = self.folder / "checkpoints"
         if (path := newest_checkpoint(checkpoints)) is not None:
             self.state = load_checkpoint(path, self.model, self.optimizer)
@@ -136,19 +164,16 @@ class _Loop:
             (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as metrics,
             track("Training", len(self.steps), self.state.step) as task,
         ):
-            try:
-                while self.state.step < len(self.steps):
-                    line = self._step()
-                    metrics.write(json.dumps(line) + "\n")
-                    rate = self.state.num_tokens / self.state.seconds
-                    task.advance(1, f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s")
-                    if time.monotonic() - last_save > 60 * self.config.checkpoint_minutes:
-                        self._save()
-                        last_save = time.monotonic()
-            except KeyboardInterrupt:
-                if self.state.step:
+            while self.state.step < len(self.steps):
+                line = self._step()
+                metrics.write(json.dumps(line) + "\n")
+                rate = self.state.num_tokens / self.state.seconds
+                task.advance(1, f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s")
+                if self.interrupted or time.monotonic() - last_save > 60 * self.config.checkpoint_minutes:
                     self._save()
-                raise
+                    last_save = time.monotonic()
+                if self.interrupted:
+                    raise KeyboardInterrupt
         self.model.eval()
         return self.state
 
@@ -161,7 +186,7 @@ class _Loop:
         path = self.folder / "metrics.jsonl"
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines()[: self.state.step]
-            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            write_text(path, "".join(line + "\n" for line in lines))
 
     def _step(self) -> dict[str, Any]:
         start = time.perf_counter()
@@ -244,10 +269,11 @@ class _Loop:
                 f"--set train.max_length_tokens={longest // 2}, a smaller model or train.lora.rank",
             )
         self.state.micro_batch_size = (size + 1) // 2
+        same = "same result up to rounding" if not self.config.lora.dropout else "dropout draws differently"
         passes = math.ceil(self.config.batch_size / self.state.micro_batch_size)
         self.notice(
             f"Memory ran out with {size} rows a pass at step {self.state.step + 1}: going on with "
-            f"{self.state.micro_batch_size} rows a pass and {passes} passes a step (same result)"
+            f"{self.state.micro_batch_size} rows a pass and {passes} passes a step ({same})"
         )
 
     def _skip_or_stop(self, result: _StepResult) -> None:

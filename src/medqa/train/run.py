@@ -8,6 +8,7 @@ from typing import Any
 from medqa.config import RunConfig
 from medqa.data.build import QuestionSet, training_set
 from medqa.errors import DataError, DeviceError, RunError
+from medqa.files import file_sha256, write_folder
 from medqa.hardware.device import Device, choose_device
 from medqa.hardware.doctor import compare_views, torch_view
 from medqa.hardware.probe import probe
@@ -16,7 +17,7 @@ from medqa.model.batch import TokenisedRow, tokenise_rows
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.model.lora import attach_adapter, trainable_parameters
 from medqa.prompts import PromptRenderer
-from medqa.runs import RunFolder, write_folder
+from medqa.runs import RunFolder
 from medqa.train.loop import train_adapter
 from medqa.train.plot import plot_loss
 
@@ -51,8 +52,12 @@ def train(config: RunConfig, path: Path, recipe: str, environment: dict[str, Any
     return _train(run, prepared)
 
 
-def resume(path: Path) -> RunFolder:
+def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     """Go on with a run that was interrupted, to the result it would have had.
+
+    Args:
+        path: Run folder.
+        trust_remote_code: Name of the base model, if its own code may run.
 
     Raises:
         RunError: If there is no run, or data or base model are not the ones it began with.
@@ -63,13 +68,20 @@ def resume(path: Path) -> RunFolder:
         return run
     if "data" not in run.record:
         raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
-    prepared = _Prepared(run.config)
+    model = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
+    prepared = _Prepared(run.config.model_copy(update={"model": model}))
     for what, key in (("data", "sha256"), ("base_model", "fingerprint")):
         if prepared.record()[what][key] != run.record[what][key]:
             raise RunError(
                 f"{path}: {what} differs from what the run began with",
                 "put it back as it was, or train anew with another --out",
             )
+    before, now = run.record["device"], prepared.device.record()
+    if (before["name"], before["precision"]) != (now["name"], now["precision"]):
+        began, goes_on = (f"{d['name']} in {d['precision']}" for d in (before, now))
+        text = f"Begun on {began}, resumed on {goes_on}: the result differs in rounding"
+        log.warning("%s", text)
+        run.note(text)
     return _train(run, prepared)
 
 
@@ -83,7 +95,9 @@ class _Prepared:
         self.device: Device = choose_device(config.model)
         if self.device.is_cpu and config.model.device == "auto":
             for finding in compare_views(probe(), torch_view()):
-                log.warning("Training on the CPU: %s. Mend: %s", finding.message, finding.command or "medqa doctor")
+                log.warning(
+                    "Training on the CPU: %s. Mend: %s", finding.message, finding.command or "medqa doctor"
+                )
         # Questions first: they are small, and what is wrong with them shows at once.
         self.questions: QuestionSet = training_set(config.data, config.train.seed)
         self.seconds["read questions"], clock = time.monotonic() - clock, time.monotonic()
@@ -96,8 +110,12 @@ class _Prepared:
         self.model: Any = load_model(self.base, self.device)
         self.seconds["load base model"] = time.monotonic() - clock
 
+    @property
+    def limit(self) -> int:
+        return min(self.config.train.max_length_tokens, self.base.max_length_tokens)
+
     def _rows(self) -> tuple[list[TokenisedRow], dict[str, int]]:
-        limit = min(self.config.train.max_length_tokens, self.base.max_length_tokens)
+        limit = self.limit
         rows, counts = tokenise_rows(
             self.renderer,
             self.questions.examples,
@@ -127,7 +145,7 @@ class _Prepared:
             )
 
     def notices(self) -> list[str]:
-        limit = self.config.train.max_length_tokens
+        limit = self.limit
         texts = {
             "num_too_long": "questions left out: their prompt is longer than",
             "num_explanations_cut": "explanations cut (and trained without a stop token) at",
@@ -144,7 +162,7 @@ class _Prepared:
             "data": {**self.questions.record, **self.counts, "num_tokens": num_tokens},
             "base_model": self.base.record(),
             "device": self.device.record(),
-            "prompt_style": self.renderer.style,
+            "prompt": self.renderer.record(),
         }
 
 
@@ -186,6 +204,7 @@ def _train(run: RunFolder, prepared: _Prepared) -> RunFolder:
         "train": time.monotonic() - clock,
     }
     run.finish(
+        adapter_sha256=file_sha256(run.path / "adapter" / "adapter_model.safetensors"),
         training={
             "num_steps": state.step,
             "num_tokens": state.num_tokens,
@@ -194,15 +213,18 @@ def _train(run: RunFolder, prepared: _Prepared) -> RunFolder:
             "micro_batch_size": state.micro_batch_size,
             "peak_memory_gib": peak_gib and round(peak_gib, 2),
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
-        }
+        },
     )
     return run
 
 
 def _save_adapter(run: RunFolder, model: Any, prepared: _Prepared) -> None:
     """Write the adapter in PEFT's own format, with the tokenizer beside it."""
+    # A Hub name holds everywhere; a folder or the built-in model only here.
+    name = prepared.config.model.name
+    is_hub_id = not name.startswith("builtin:") and not Path(name).expanduser().exists()
     for peft_config in model.peft_config.values():
-        peft_config.base_model_name_or_path = str(prepared.base.path.resolve())
+        peft_config.base_model_name_or_path = name if is_hub_id else str(prepared.base.path.resolve())
     with write_folder(run.path / "adapter") as beside:
         model.save_pretrained(str(beside), safe_serialization=True)
         prepared.renderer.tokenizer.save_pretrained(str(beside))
