@@ -7,7 +7,7 @@ import torch
 
 from hardware import machines
 from medqa.config import ModelConfig
-from medqa.hardware.device import Device, choose_device, plan_memory, torch_build
+from medqa.hardware.device import Device, choose_device, default_batch, plan_memory, torch_build
 from medqa.hardware.doctor import compare_views, diagnose
 from medqa.hardware.probe import probe
 
@@ -85,6 +85,15 @@ def test_memory_plan_by_hand():
     assert plan(14.5, longest=1024).rows == 4
     assert "1.45 GiB a row" in plan(14.5).reason
     assert plan(None).rows == 16
+
+
+def test_the_default_batch_counts_the_weights(rocm):
+    rocm("AMD Instinct MI300X", "gfx942")
+    assert default_batch(choose_device(ModelConfig())).startswith(
+        "16 rows a pass for Qwen3-1.7B: 96.8 GiB free"
+    )
+    small = Device(torch.device("cpu"), "x", "", "fp32", "", "", 4.0)
+    assert default_batch(small).startswith("none: Qwen3-1.7B's weights take 6.4 GiB")
 
 
 CPU = {"version": "2.13.0+cpu", "build": "cpu", "devices": []}

@@ -68,7 +68,7 @@ def _print_all(findings: dict[str, Any]) -> None:
         console.print(f"  device     {device['device']}, {escape(device['name'])}{size}: {device['reason']}")
         console.print(f"  precision  {device['precision']}: {device['precision_reason']}")
         console.print(f"  attention  {escape(device['attention'])}")
-        console.print("  batch      by the free memory, measured once the model is loaded")
+        console.print(f"  batch      {escape(device['batch'])}")
     if findings["findings"]:
         console.print("[bold]Findings[/]")
     for finding in findings["findings"]:

