@@ -49,17 +49,21 @@ def small_data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def settings(tiny_model, small_data):
+def tiny_settings(model, data):
     """Settings that point a recipe at the tiny model and data."""
     return [
-        f"model.name={tiny_model}",
-        f"data.name={small_data}",
+        f"model.name={model}",
+        f"data.name={data}",
         "model.device=cpu",
         "train.batch_size=8",
         "train.lora.rank=4",
         "serve.max_explanation_tokens=8",
     ]
+
+
+@pytest.fixture
+def settings(tiny_model, small_data):
+    return tiny_settings(tiny_model, small_data)
 
 
 @pytest.fixture(scope="session")
@@ -68,17 +72,7 @@ def finished_run(tmp_path_factory, tiny_model, small_data):
     from medqa.recipe import load_recipe
     from medqa.train.run import train
 
-    config = load_recipe(
-        "medmcqa",
-        [
-            f"model.name={tiny_model}",
-            f"data.name={small_data}",
-            "model.device=cpu",
-            "train.batch_size=8",
-            "train.lora.rank=4",
-            "serve.max_explanation_tokens=8",
-        ],
-    )
+    config = load_recipe("medmcqa", tiny_settings(tiny_model, small_data))
     return train(config, tmp_path_factory.mktemp("runs") / "run", "medmcqa").path
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from medqa.config import ModelConfig
-from medqa.errors import ModelError
+from medqa.errors import ModelError, RunError
+from medqa.files import read_json
 from medqa.hardware.device import Device
 from medqa.hub import locate
 from medqa.model.batch import head_logits
@@ -107,12 +108,9 @@ def find_base(config: ModelConfig) -> BaseFiles:
 
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ModelError(f"{file} can't be read: {exc}", "download the model again") from exc
-    if not isinstance(settings, dict):
-        raise ModelError(f"{file} holds a {type(settings).__name__}, expected an object", "download it again")
-    return settings
+        return read_json(file)
+    except RunError as exc:
+        raise ModelError(exc.message, "download the model again") from exc
 
 
 def fingerprint(path: Path) -> tuple[str, int]:

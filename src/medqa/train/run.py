@@ -69,8 +69,8 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     if "data" not in run.record:
         raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
     model = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
-    prepared = _Prepared(run.config.model_copy(update={"model": model}))
-    for what, key in (("data", "sha256"), ("base_model", "fingerprint")):
+    prepared = _Prepared(run.config.model_copy(update={"model": model}), run.record["prompt"])
+    for what, key in (("data", "sha256"), ("data", "num_tokens"), ("base_model", "fingerprint")):
         if prepared.record()[what][key] != run.record[what][key]:
             raise RunError(
                 f"{path}: {what} differs from what the run began with",
@@ -88,7 +88,7 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
 class _Prepared:
     """Everything that training needs, found and checked."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, prompt: dict[str, Any] | None = None) -> None:
         self.config = config
         self.seconds: dict[str, float] = {}
         clock = time.monotonic()
@@ -102,7 +102,7 @@ class _Prepared:
         self.questions: QuestionSet = training_set(config.data, config.train.seed)
         self.seconds["read questions"], clock = time.monotonic() - clock, time.monotonic()
         self.base: BaseFiles = find_base(config.model)
-        self.renderer: PromptRenderer = load_renderer(self.base)
+        self.renderer: PromptRenderer = load_renderer(self.base, frozen=prompt)
         self.seconds["find base model"], clock = time.monotonic() - clock, time.monotonic()
         self.rows, self.counts = self._rows()
         self.seconds["tokenise"], clock = time.monotonic() - clock, time.monotonic()
