@@ -16,6 +16,17 @@ from medqa.train.loop import learning_rate
 from medqa.train.run import resume, train
 
 
+@pytest.fixture(autouse=True)
+def ordinary_signals():
+    """As in the foreground: a shell lets jobs in the background ignore Ctrl-C."""
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def adapter_of(path):
     return load_file(path / "adapter" / "adapter_model.safetensors")
 
@@ -211,7 +222,16 @@ def test_a_terminated_run_is_saved_too(settings, tmp_path, monkeypatch):
     assert (tmp_path / "run" / "checkpoints" / "step-000003").is_dir()
 
 
-def test_handlers_are_put_back(settings, tmp_path, monkeypatch, finished_run):
+def test_handlers_are_put_back_and_ignored_signals_stay_ignored(settings, tmp_path, monkeypatch):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, 2, signal.SIGTERM)
+            run = train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+        assert run.record["status"] == "complete"
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -128,7 +128,9 @@ class _Loop:
         """Train with interruptions held back to the end of a step, where a checkpoint is sound."""
         previous = {}
         if threading.current_thread() is threading.main_thread():
-            previous = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+            # A signal that is ignored stays so: a shell does that for jobs in the background.
+            ours = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
+            previous = {s: signal.signal(s, self._interrupt) for s in ours}
         try:
             return self._run()
         except RuntimeError as exc:
