@@ -12,8 +12,8 @@ from medqa.errors import DataError, DeviceError, ModelError, RunError, TrainingE
 from medqa.hardware.device import MemoryPlan
 from medqa.recipe import load_recipe
 from medqa.train import loop
-from medqa.train.loop import learning_rate
 from medqa.train.run import resume, train
+from medqa.train.schedule import learning_rate
 
 
 @pytest.fixture(autouse=True)

@@ -17,42 +17,18 @@ from medqa.config import TrainConfig
 from medqa.errors import TrainingError
 from medqa.files import write_text
 from medqa.hardware.device import Device, MemoryPlan, is_out_of_memory, plan_memory
-from medqa.model.batch import AnswerLoss, TokenisedRow, collate, plan_epoch
+from medqa.model.batch import AnswerLoss, TokenisedRow, collate
 from medqa.model.lora import compute_context, recompute_activations, trainable_parameters
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
+from medqa.train.schedule import learning_rate, plan_steps
 
-__all__ = ["learning_rate", "plan_steps", "train_adapter"]
+__all__ = ["train_adapter"]
 
 log = logging.getLogger(__name__)
 
 # The loss scaler starts high and halves at each overflow: a dozen skips are its normal start.
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 20, 0.02
-
-
-def plan_steps(rows: Sequence[TokenisedRow], config: TrainConfig) -> list[list[int]]:
-    """List the rows of every optimizer step of all epochs."""
-    lengths = [len(row) for row in rows]
-    return [
-        batch
-        for epoch in range(config.epochs)
-        for batch in plan_epoch(lengths, config.batch_size, config.seed, epoch)
-    ]
-
-
-def learning_rate(step: int, num_steps: int, config: TrainConfig) -> float:
-    """Give the learning rate of a step: linear warm-up, then a cosine to zero.
-
-    Args:
-        step: Number of the step, from 0.
-        num_steps: Steps of the whole run.
-        config: Peak rate and share of warm-up steps.
-    """
-    warmup = math.ceil(config.warmup_fraction * num_steps)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / max(1, num_steps - warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train_adapter(
