@@ -13,9 +13,11 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "LoraConfig",
+    "MixConfig",
     "ModelConfig",
     "RunConfig",
     "ServeConfig",
+    "SourceConfig",
     "TrainConfig",
 ]
 
@@ -29,17 +31,39 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
-class DataConfig(Section):
-    """Which questions to train on and to be measured on."""
+class SourceConfig(Section):
+    """Where questions come from and how their columns are read."""
 
     name: str = "openlifescienceai/medmcqa"
-    """Hub id, local folder or file of parquet, JSONL or CSV, or builtin:starter."""
-    format: Literal["auto", "medmcqa", "medqa", "mmlu", "pubmedqa"] = "auto"
+    """Hub id, local folder or file of parquet, JSONL, CSV or Excel, or builtin:starter."""
+    format: Literal["auto", "medmcqa", "medqa", "mmlu", "pubmedqa", "table"] = "auto"
     """Column layout; auto recognises it by the column names."""
     revision: str | None = None
     """Hub branch, tag or commit; the default branch if not given."""
     subset: str | None = None
     """Word that a file's path must hold too, for sources of several subsets, such as MMLU's anatomy."""
+    map: dict[str, str] = {}
+    """Names of the file's own columns, such as {question: stem, answer: solution}."""
+    keys: Literal["auto", "0-based", "1-based", "letter", "text"] = "auto"
+    """How the right option is named; auto finds it out over the whole file and refuses what is unclear."""
+    licence: str | None = None
+    """Licence of the questions, for the record; unknown for own files if not given."""
+
+
+class MixConfig(SourceConfig):
+    """A further source to train on."""
+
+    split: str = "train"
+    """Split to train on."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often each row is used: 0.5 takes half of them, drawn by hash; 2 takes each twice."""
+    max_rows: Positive | None = None
+    """Take at most this many rows, drawn by hash, before the weight is applied; all if not given."""
+
+
+class DataConfig(SourceConfig):
+    """Which questions to train on and to be measured on."""
+
     train_split: str = "train"
     """Split to train on."""
     eval_split: str = "validation"
@@ -48,8 +72,24 @@ class DataConfig(Section):
     """Train on at most this many rows, drawn by hash of id and seed, never by order; all if not given."""
     max_eval_rows: Positive | None = None
     """Measure on at most this many rows, drawn the same way; all if not given."""
+    mix: tuple[MixConfig, ...] = ()
+    """Further sources to train on, each with name, weight and max_rows; measured is on data.name only."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How often each row of data.name is used, beside those of data.mix."""
     clean: bool = True
-    """Strip answer markers, HTML and bare keys from the explanations before training on them."""
+    """Clean, repair and de-duplicate the training questions; false takes every usable row as published."""
+    skip_rules: tuple[str, ...] = ()
+    """Names of cleaning rules to leave out; `medqa data` lists the rules and what each did."""
+    near_duplicate: Fraction = 0.8
+    """Share of common three-word runs (Jaccard) from which two questions count as the same."""
+    drop_leaks: bool = True
+    """Leave out training questions that are, exactly or nearly, in the evaluation split."""
+    calibration_share: Annotated[float, Field(ge=0, le=0.5)] = 0.03
+    """Share of the training questions held back for calibration."""
+    early_stopping_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01
+    """Share of the training questions held back to tell when to stop training."""
+    shuffle_options: bool = False
+    """Put the options of each training question into another order; "all of the above" keeps its place."""
 
 
 class ModelConfig(Section):

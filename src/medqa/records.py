@@ -45,6 +45,8 @@ class Example:
     context: str | None = None
     source: str = ""
     licence: str = ""
+    original: tuple[str, ...] | None = None
+    """Question and options as published, where cleaning changed them."""
 
     def __post_init__(self) -> None:
         texts = {"question": self.question, "explanation": self.explanation, "context": self.context}

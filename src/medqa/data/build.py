@@ -1,19 +1,30 @@
-"""Turn the configured source into the questions to train on and to be measured on."""
+"""Turn the configured sources into a corpus: what to train on, and the account of every row.
 
+read -> rules (each row by itself) -> duplicates and conflicts -> leaks -> splits -> sample, weights, order.
+"""
+
+import collections
 import dataclasses
-import hashlib
-import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from medqa.config import DataConfig
-from medqa.data.clean import clean
-from medqa.data.sources import read_split
+from medqa.config import DataConfig, MixConfig
+from medqa.data.account import Account, describe, source_record
+from medqa.data.clean import cleaning_rules, minimal_rules
+from medqa.data.draw import examples_hash, sample, shuffled, weighted
+from medqa.data.duplicates import Fingerprint, Groups, group_duplicates
+from medqa.data.leaks import LeakAudit, audit_leaks
+from medqa.data.repair import Lexicon
+from medqa.data.rules import Outcome, apply_rules, chosen_rules, collect
+from medqa.data.sources import Split, read_split
+from medqa.data.splits import hold_back
+from medqa.data.vocabulary import Vocabulary, row_text
 from medqa.errors import DataError
+from medqa.progress import Task, track
 from medqa.records import Example
 
-__all__ = ["QuestionSet", "evaluation_set", "examples_hash", "sample", "training_set"]
+__all__ = ["Corpus", "QuestionSet", "audit_training", "build_corpus", "evaluation_set"]
 
 log = logging.getLogger(__name__)
 
@@ -36,56 +47,234 @@ class QuestionSet:
         return bool(self.record["num_used"] == self.record["num_with_key"])
 
 
-def sample(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
-    """Draw rows by hash of seed, id and content, so that the order of the file does not matter."""
-    if max_rows is None or max_rows >= len(examples):
-        return list(examples)
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Everything that came out of the sources.
 
-    def draw(example: Example) -> str:
-        return hashlib.sha256(f"{seed}:{example.id}:{example.content_hash()}".encode()).hexdigest()
+    Attributes:
+        train: The questions to train on.
+        calibration: Held back from training, to calibrate on.
+        early_stopping: Held back from training, to tell when to stop.
+        record: What was done, in numbers and ids, for data.json and run.json: no question's text.
+        account: What was done, with texts, for the page.
+    """
 
-    return sorted(examples, key=draw)[:max_rows]
+    train: list[Example]
+    calibration: list[Example]
+    early_stopping: list[Example]
+    record: dict[str, Any]
+    account: Account
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The record without its lists of ids, for run.json."""
+        return {key: self.record[key] for key in _SUMMARY}
 
 
-def examples_hash(examples: Iterable[Example]) -> str:
-    """Hash everything in the questions, in their order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps(example.to_json(), sort_keys=True).encode())
-    return digest.hexdigest()
+_SUMMARY = (
+    "name",
+    "split",
+    "files",
+    "licences",
+    "num_with_key",
+    "num_used",
+    "num_with_explanation",
+    "splits",
+    "sha256",
+)
 
 
-def training_set(config: DataConfig, seed: int) -> QuestionSet:
-    """Read, draw and clean the questions to train on; those without a key are left out.
+def build_corpus(config: DataConfig, seed: int) -> Corpus:
+    """Build the corpus that a recipe describes.
+
+    Args:
+        config: The sources and what to do with them.
+        seed: Chooses among the rows where there are more than asked for, and the order of options.
 
     Raises:
-        DataError: If nothing is left.
+        DataError: If a source can't be read, or nothing is left to train on.
+        ConfigError: If `data.skip_rules` names no rule.
     """
-    split = read_split(config, config.train_split)
-    keyed = [example for example in split.examples if example.answer is not None]
+    sources = _read(config)
+    keyed = [example for _, split in sources for example in split.examples if example.answer is not None]
     if not keyed:
-        raise DataError(f"{config.name} {config.train_split}: no question has a key", "training needs keys")
-    drawn = sample(keyed, config.max_train_rows, seed)
-    cleaned, rules = clean(drawn) if config.clean else (drawn, {})
-    if no_key := len(split.examples) - len(keyed):
-        log.warning("%s: %d rows without a key are left out of training", config.name, no_key)
-    return QuestionSet(
-        cleaned,
-        {
-            "name": config.name,
-            "split": config.train_split,
-            "files": split.files,
-            "licences": sorted({example.licence for example in cleaned}),
-            "num_read": len(split.examples) + len(split.broken),
-            "num_broken": len(split.broken),
-            "num_without_key": no_key,
-            "num_with_key": len(keyed),
-            "num_used": len(cleaned),
-            "num_with_explanation": sum(example.explanation is not None for example in cleaned),
-            "cleaned": rules,
-            "sha256": examples_hash(cleaned),
+        raise DataError(
+            f"{config.name} {config.train_split}: no question has a key", "training needs keys"
+        )
+    evaluation = _evaluation_for_audit(config, {file for _, split in sources for file in split.files})
+    with track("Preparing questions", _NUM_PASSES * len(keyed)) as task:
+        outcomes, account = _clean(config, keyed, task)
+        kept = [outcome.example for outcome in outcomes if outcome.drop is None]
+        prints = [Fingerprint.of(example) for example in kept]
+        task.advance(len(keyed), "fingerprints")
+        if config.clean:
+            groups = group_duplicates(kept, prints, config.near_duplicate, task.advance)
+        else:
+            groups = Groups(list(range(len(kept))), [], [])
+        task.advance(len(keyed) - (len(kept) if config.clean else 0), "duplicates")
+        audit = audit_leaks(prints, evaluation.examples, config.near_duplicate) if evaluation else None
+        task.advance(len(keyed), "leaks")
+    account.kept, account.groups, account.audit = kept, groups, audit
+    account.evaluation = evaluation.examples if evaluation else []
+    parts = _split(config, kept, groups, audit)
+    train = _compose(config, sources, [kept[row] for row in parts["train"]], seed)
+    if not train:
+        raise DataError(
+            f"{config.name}: no question is left of {len(keyed):,}",
+            "`medqa data` shows what each rule left out; data.skip_rules switches one off",
+        )
+    held = {name: [kept[row] for row in parts[name]] for name in ("calibration", "early_stopping")}
+    record = {
+        "name": config.name,
+        "split": config.train_split,
+        "files": [file for _, split in sources for file in split.files],
+        "sources": [source_record(s, split, train) for s, split in sources],
+        **describe(account, audit, evaluation.record if evaluation else None),
+        "splits": {
+            name: {"num_used": len(rows), "sha256": examples_hash(rows)}
+            for name, rows in (("train", train), *held.items())
         },
+        "sha256": examples_hash(train),
+        **_counts(train),
+    }
+    _tell(record)
+    return Corpus(train, held["calibration"], held["early_stopping"], record, account)
+
+
+_NUM_PASSES = 5
+
+
+def _read(config: DataConfig) -> list[tuple[DataConfig | MixConfig, Split]]:
+    """Read the training split of every source."""
+    parts: list[tuple[DataConfig | MixConfig, Split]] = []
+    for source in (config, *config.mix):
+        name = source.split if isinstance(source, MixConfig) else source.train_split
+        split = read_split(source, name, allow_repeated_options=True)
+        keyed = [example for example in split.examples if example.answer is not None]
+        if split.no_key:
+            first = ", ".join(split.no_key[:5]) + (", ..." if len(split.no_key) > 5 else "")
+            log.warning(
+                "%s: %d rows without a key are left out of training (%s)", source.name, len(split.no_key), first
+            )
+        if isinstance(source, MixConfig):
+            drawn = sample(keyed, source.max_rows, 0)
+            split = dataclasses.replace(split, examples=drawn)
+        parts.append((source, split))
+    return parts
+
+
+def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> QuestionSet | None:
+    """Read the evaluation split, or say why leaks can't be looked for."""
+    try:
+        questions = evaluation_set(config.model_copy(update={"max_eval_rows": None}), 0)
+    except DataError as exc:
+        log.warning(
+            "Leaks are not looked for, and `medqa evaluate` will need other questions: %s", exc.message
+        )
+        return None
+    if same := set(questions.record["files"]) & trained_on:
+        log.warning(
+            "Leaks are not looked for: %s holds both training and evaluation questions. `medqa evaluate` will "
+            "need others: --set data.name=... or a folder with train.jsonl and validation.jsonl",
+            sorted(same)[0],
+        )
+        return None
+    return questions
+
+
+def _clean(config: DataConfig, examples: list[Example], task: Task) -> tuple[list[Outcome], Account]:
+    """Apply the rules to every row."""
+    rules = minimal_rules()
+    lexicon = None
+    if config.clean:
+        vocabulary = Vocabulary(row_text(example) for example in examples)
+        lexicon = Lexicon.learn(vocabulary)
+        rules = cleaning_rules(vocabulary, lexicon)
+    chosen = chosen_rules(rules, config.skip_rules if config.clean else ())
+    task.advance(len(examples), "words")
+    outcomes = []
+    for number, example in enumerate(examples, 1):
+        outcomes.append(apply_rules(chosen, example))
+        if number % 500 == 0:
+            task.advance(500, "rules")
+    task.advance(len(examples) % 500, "rules")
+    return outcomes, Account(chosen, collect(chosen, outcomes), lexicon, outcomes)
+
+
+def _split(
+    config: DataConfig, kept: Sequence[Example], groups: Groups, audit: LeakAudit | None
+) -> dict[str, list[int]]:
+    """Say which rows are left, and what each of them is for."""
+    spare = {row for rows in groups.duplicates for row in rows[1:]}
+    spare |= {row for rows in groups.conflicts for row in rows}
+    if audit is not None and config.drop_leaks:
+        spare |= audit.train_rows.keys()
+    left = [row for row in range(len(kept)) if row not in spare]
+    examples, numbers = [kept[row] for row in left], [groups.split[row] for row in left]
+    calibration = hold_back(examples, numbers, config.calibration_share, "calibration")
+    stopping = hold_back(
+        examples, numbers, config.early_stopping_share, "early stopping", {*calibration}
     )
+    return {
+        "train": [row for i, row in enumerate(left) if i not in calibration and i not in stopping],
+        "calibration": [left[i] for i in sorted(calibration)],
+        "early_stopping": [left[i] for i in sorted(stopping)],
+    }
+
+
+def _compose(
+    config: DataConfig,
+    sources: Sequence[tuple[DataConfig | MixConfig, Split]],
+    examples: list[Example],
+    seed: int,
+) -> list[Example]:
+    """Weigh the sources, draw the rows, and put the options into order."""
+    by_source: dict[str, list[Example]] = collections.defaultdict(list)
+    for example in examples:
+        by_source[example.source].append(example)
+    weighed: list[Example] = []
+    for source, split in sources:
+        name = split.examples[0].source if split.examples else ""
+        weighed += weighted(by_source.pop(name, []), source.weight, seed)
+    drawn = sample(weighed, config.max_train_rows, seed)
+    return [shuffled(example, seed) for example in drawn] if config.shuffle_options else drawn
+
+
+def _counts(train: Sequence[Example]) -> dict[str, Any]:
+    return {
+        "num_used": len(train),
+        "num_with_explanation": sum(example.explanation is not None for example in train),
+        "licences": sorted({example.licence for example in train}),
+    }
+
+
+def _tell(record: dict[str, Any]) -> None:
+    """Say on stderr what was left out, and that something was not looked for."""
+    out = {
+        **{name: rule["num_dropped"] for name, rule in record["rules"].items() if rule["num_dropped"]},
+        "duplicate": record["duplicates"]["num_left_out"],
+        "conflicting keys": record["conflicts"]["num_rows"],
+        "leak": record["leaks"]["num_train_rows_left_out"] if record["leaks"] else 0,
+    }
+    text = ", ".join(f"{count:,} {name}" for name, count in out.items() if count)
+    splits = record["splits"]
+    log.info(
+        "%s questions to train on, %s held back for calibration, %s for early stopping; left out: %s",
+        *(f"{splits[name]['num_used']:,}" for name in ("train", "calibration", "early_stopping")),
+        text or "none",
+    )
+
+
+def audit_training(config: DataConfig, questions: Sequence[Example]) -> LeakAudit:
+    """Look for questions in a recipe's training rows, as they were published.
+
+    For a benchmark that was not audited when the run was trained.
+
+    Raises:
+        DataError: If the training rows can't be read any more.
+    """
+    rows = (example for _, split in _read(config) for example in split.examples)
+    return audit_leaks(map(Fingerprint.of, rows), questions, config.near_duplicate)
 
 
 def evaluation_set(config: DataConfig, seed: int) -> QuestionSet:
@@ -118,7 +307,7 @@ def evaluation_set(config: DataConfig, seed: int) -> QuestionSet:
             "files": split.files,
             "num_read": len(split.examples) + len(split.broken),
             "num_broken": len(split.broken),
-            "num_without_key": len(split.examples) - len(keyed),
+            "num_without_key": len(split.no_key),
             "num_repeated_options": sum(e.repeated_option() is not None for e in drawn),
             "num_occurring_again": num_twice,
             "num_with_key": len(keyed),

@@ -1,129 +1,121 @@
-r"""Make explanations fit to train on: pure, named rules, each counted.
+"""The cleaning rules in their order: what they do, each by its name.
 
-MedMCQA's explanations open with the key ("Ans. is 'b' i.e., ..."), a third of them; a model tuned
-on that learns to open so as well. The rules touch explanations only; questions and options stay
-as published.
+`medqa data` counts and shows what each of them did; `data.skip_rules` switches one off.
 """
 
-import collections
 import dataclasses
-import html
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from medqa.records import LETTERS, Example
+from medqa.data import citations, judge, layout, markers
+from medqa.data.repair import Lexicon
+from medqa.data.rules import Drop, Rule
+from medqa.data.vocabulary import Vocabulary, row_text
+from medqa.records import Example
 
-__all__ = ["RULES", "clean", "clean_explanation"]
+__all__ = ["cleaning_rules", "minimal_rules"]
 
-# One or more openings of the kind "Ans. is 'b' i.e.,", "Answer: (C)", "(a)", "Option D:", "B. ",
-# each only where what follows shows that the letter stands for an option.
-_LETTER = r"[\"'`(\[\u2018\u2019\u201c\u201d]*\s*[a-eA-E]\s*[\"'`)\]\u2018\u2019\u201c\u201d]*"
-_IE = r"(?:\s*[.,:;-]*\s*(?:i\s*\.?\s*e\b\s*\.?|that is)\s*[.,:;-]*)"
-_ANSWER = r"(?:(?:the\s+)?(?:correct\s+)?(?:ans(?:wer)?s?\b|option\b|choice\b)\s*(?:key\b)?)"
-_MARKER = re.compile(
-    rf"""^\s*(?:
-        {_ANSWER}\s*[.:;,)-]*\s*(?:(?:is|are)\b\s*)?(?:option\b\s*)?[.:;,-]*\s*
-            {_LETTER}(?![\w'\u2019-]){_IE}?\s*[.,:;)>=-]*
-      | [(\[\"'\u2018\u201c]\s*[a-eA-E]\s*[)\]\"'\u2019\u201d]{_IE}?\s*[.,:;-]*
-      | (?P<bare>[a-eA-E])\s*(?:\)|[.:](?=\s*(?-i:[A-Z(])))  # "E. coli" goes on in lower case
-      | [a-eA-E]{_IE}
-      | ans(?:wer)?\s*[.:-]+(?:\s*(?:is|are)\b)?{_IE}?
-      | i\s*\.\s*e\s*[.,:]+
-    )\s*""",
-    re.IGNORECASE | re.VERBOSE,
-)
-_TAG = re.compile(
-    r"</?(?:p|br|b|i|u|em|strong|sub|sup|span|div|font|img|a|ul|ol|li|table|tbody|thead|tr|td|th|h[1-6]|hr|center)"
-    r"(?:\s[^<>]*)?/?>",
-    re.IGNORECASE,
-)
-_SPACE = re.compile(r"[ \t\r\f\v\u00a0]+")
-_WORD = re.compile(r"[^\W_]+")
-_MAX_OPENINGS = 3
-_MIN_WORDS = 4
-
-Rule = Callable[[str, Example], str]
+TextRule = Callable[[str, Example], str]
 
 
-def _strip_markup(text: str, example: Example) -> str:
-    """Remove HTML tags and resolve entities."""
-    return html.unescape(_TAG.sub(" ", text)).replace("\ufffd", " ")
+def _everywhere(change: Callable[[str], str]) -> Callable[[Example], Example]:
+    """Apply a change to question, options and explanation; a text that it would empty stays."""
+
+    def apply(example: Example) -> Example:
+        question = change(example.question)
+        options = tuple(change(option) for option in example.options)
+        explanation = change(example.explanation) if example.explanation else example.explanation
+        if (question, options, explanation) == (example.question, example.options, example.explanation):
+            return example
+        return dataclasses.replace(
+            example,
+            question=question if question.strip() else example.question,
+            options=tuple(
+                new if new.strip() else old for new, old in zip(options, example.options, strict=True)
+            ),
+            explanation=explanation if explanation and explanation.strip() else None,
+        )
+
+    return apply
 
 
-def _strip_answer_marker(text: str, example: Example) -> str:
-    """Remove openings that only name the key."""
-    for _ in range(_MAX_OPENINGS):
-        match = _MARKER.match(text)
-        if match is None:
-            break
-        # A letter alone may begin a name, "C. difficile": it is a marker if it is the key's.
-        bare = match["bare"]
-        if bare and example.answer is not None and bare.upper() != LETTERS[example.answer]:
-            break
-        text = text[match.end() :]
-    return text
+def _explanation(change: TextRule) -> Callable[[Example], Example]:
+    """Apply a change to the explanation; one that is left empty is none."""
+
+    def apply(example: Example) -> Example:
+        if example.explanation is None:
+            return example
+        text = change(example.explanation, example)
+        if text == example.explanation:
+            return example
+        return dataclasses.replace(example, explanation=text if text.strip() else None)
+
+    return apply
 
 
-def _capitalise(text: str, example: Example) -> str:
-    """Begin with a capital, unless the first word is one of mixed case, such as mRNA."""
-    first = text.split(maxsplit=1)[0] if text.split() else ""
-    return text[:1].upper() + text[1:] if first.islower() else text
+def _repair(lexicon: Lexicon) -> Callable[[Example], Example]:
+    def apply(example: Example) -> Example:
+        row = row_text(example)
+        if not lexicon.touches(row):
+            return example
+        return _everywhere(lambda text: lexicon(text, row))(example)
+
+    return apply
 
 
-def _collapse_space(text: str, example: Example) -> str:
-    """Write runs of blanks as one."""
-    lines = (_SPACE.sub(" ", line).strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line)
+def minimal_rules() -> list[Rule]:
+    """List what is left out even where nothing is cleaned: no letter could be the answer."""
+    return [Rule("repeated option", "Left out: two options are the same.", judge.repeated_option)]
 
 
-def _drop_bare_key(text: str, example: Example) -> str:
-    """Drop an explanation that says nothing beyond the right option's own words."""
-    words = _WORD.findall(text.lower())
-    key = set(_WORD.findall(example.options[example.answer].lower())) if example.answer is not None else set()
-    return "" if sum(word not in key for word in words) < _MIN_WORDS else text
+def cleaning_rules(vocabulary: Vocabulary, lexicon: Lexicon) -> list[Rule]:
+    """List the rules for a corpus.
 
-
-@dataclasses.dataclass(frozen=True)
-class NamedRule:
-    """A rule with the name it is counted under."""
-
-    name: str
-    apply: Rule
-
-
-RULES = (
-    NamedRule("markup", _strip_markup),
-    NamedRule("spaces", _collapse_space),
-    NamedRule("answer marker", _strip_answer_marker),
-    NamedRule("first capital", _capitalise),
-    NamedRule("bare key", _drop_bare_key),
-)
-
-
-def clean_explanation(example: Example) -> tuple[Example, list[str]]:
-    """Apply every rule to one explanation.
-
-    Returns:
-        The example (its explanation None if nothing was left), and the names of the rules that
-        changed it.
+    Args:
+        vocabulary: The corpus's words, to tell glued words from names.
+        lexicon: Its damaged words.
     """
-    if example.explanation is None:
-        return example, []
-    text, changed_by = example.explanation, []
-    for rule in RULES:
-        shorter = rule.apply(text, example)
-        if shorter != text:
-            changed_by.append(rule.name)
-        text = shorter
-    return dataclasses.replace(example, explanation=text.strip() or None), changed_by
 
+    def rule(name: str, meaning: str, apply: Callable[[Example], Example | Drop]) -> Rule:
+        return Rule(name, meaning, apply)
 
-def clean(examples: Iterable[Example]) -> tuple[list[Example], dict[str, int]]:
-    """Clean all explanations and count how many each rule changed."""
-    counts: collections.Counter[str] = collections.Counter({rule.name: 0 for rule in RULES})
-    cleaned = []
-    for example in examples:
-        better, changed_by = clean_explanation(example)
-        cleaned.append(better)
-        counts.update(changed_by)
-    return cleaned, dict(counts)
+    return [
+        rule("markup", "HTML tags and entities are resolved.", _everywhere(layout.strip_markup)),
+        rule("spaces", "Runs of blanks and empty lines become one.", _everywhere(layout.collapse_space)),
+        rule(
+            "lost letters", 'Letters that the source lost are put back: "aery" is artery.', _repair(lexicon)
+        ),
+        rule(
+            "glued words",
+            "Words joined where a line ended are parted.",
+            _everywhere(lambda text: layout.split_glued(text, vocabulary)),
+        ),
+        *minimal_rules(),
+        rule("picture", "Left out: the question is about a picture.", judge.picture_question),
+        rule("several answers", "Left out: the explanation names several answers.", judge.several_answers),
+        rule(
+            "contradicted key",
+            "Left out: the explanation names another option than the key does.",
+            judge.contradicted_key,
+        ),
+        rule(
+            "answer marker",
+            "Openings that only name the key go: \"Ans. is 'b' i.e.,\".",
+            _explanation(markers.strip_opening),
+        ),
+        rule("citation", "Books, editions and pages go.", _explanation(citations.strip_citations)),
+        rule(
+            "pointer", "Sentences that point at an image or table go.", _explanation(citations.strip_pointers)
+        ),
+        rule("bullets", "What is left of lists becomes lines with dashes.", _explanation(layout.set_bullets)),
+        rule(
+            "letter reference",
+            'An option named by its letter is named by its text: "option B".',
+            _explanation(markers.spell_out_references),
+        ),
+        rule("first capital", "Explanations begin with a capital.", _explanation(layout.capitalise)),
+        rule(
+            "restated key",
+            "An explanation that only repeats the right option goes; the question stays.",
+            _explanation(judge.restates_key),
+        ),
+    ]

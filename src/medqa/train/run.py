@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from medqa.config import RunConfig
-from medqa.data.build import QuestionSet, training_set
+from medqa.data.build import Corpus, build_corpus
 from medqa.errors import DataError, DeviceError, RunError
-from medqa.files import file_sha256, write_folder
+from medqa.files import file_sha256, write_folder, write_json
 from medqa.hardware.device import Device, choose_device
 from medqa.hardware.doctor import compare_views, torch_view
 from medqa.hardware.probe import probe
@@ -48,6 +48,7 @@ def train(config: RunConfig, path: Path, recipe: str, environment: dict[str, Any
         RunFolder.create(path, config, recipe)  # says what to do instead
     prepared = _Prepared(config)
     run = RunFolder.create(path, config, recipe)
+    write_json(path / "data.json", prepared.corpus.record)
     run.update(**prepared.record(), environment=environment or {}, selftest=last_selftest(prepared.device))
     return _train(run, prepared)
 
@@ -99,8 +100,8 @@ class _Prepared:
                     "Training on the CPU: %s. Mend: %s", finding.message, finding.command or "medqa doctor"
                 )
         # Questions first: they are small, and what is wrong with them shows at once.
-        self.questions: QuestionSet = training_set(config.data, config.train.seed)
-        self.seconds["read questions"], clock = time.monotonic() - clock, time.monotonic()
+        self.corpus: Corpus = build_corpus(config.data, config.train.seed)
+        self.seconds["prepare questions"], clock = time.monotonic() - clock, time.monotonic()
         self.base: BaseFiles = find_base(config.model)
         self.renderer: PromptRenderer = load_renderer(self.base, frozen=prompt)
         self.seconds["find base model"], clock = time.monotonic() - clock, time.monotonic()
@@ -118,13 +119,13 @@ class _Prepared:
         limit = self.limit
         rows, counts = tokenise_rows(
             self.renderer,
-            self.questions.examples,
+            self.corpus.train,
             max_length_tokens=limit,
             explanations=self.config.train.explanations,
         )
         if not rows:
             raise DataError(
-                f"all {len(self.questions.examples)} prompts are longer than {limit} tokens",
+                f"all {len(self.corpus.train)} prompts are longer than {limit} tokens",
                 "--set train.max_length_tokens=... must leave room for a question",
             )
         return rows, counts
@@ -151,7 +152,7 @@ class _Prepared:
             "num_explanations_cut": "explanations cut (and trained without a stop token) at",
         }
         return [
-            f"{count:,} of {len(self.questions.examples):,} {texts[key]} {limit} tokens"
+            f"{count:,} of {len(self.corpus.train):,} {texts[key]} {limit} tokens"
             for key, count in self.counts.items()
             if count
         ]
@@ -159,7 +160,7 @@ class _Prepared:
     def record(self) -> dict[str, Any]:
         num_tokens = sum(len(row) for row in self.rows)
         return {
-            "data": {**self.questions.record, **self.counts, "num_tokens": num_tokens},
+            "data": {**self.corpus.summary, **self.counts, "num_tokens": num_tokens},
             "base_model": self.base.record(),
             "device": self.device.record(),
             "prompt": self.renderer.record(),

@@ -1,0 +1,115 @@
+"""The account of a corpus: what was done to its rows, in numbers for data.json, with texts for the page."""
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from medqa.config import DataConfig, MixConfig
+from medqa.data.duplicates import Groups
+from medqa.data.leaks import KINDS, LeakAudit
+from medqa.data.repair import Lexicon
+from medqa.data.rules import Outcome, Rule, RuleResult
+from medqa.data.sources import Split
+from medqa.records import LETTERS, Example
+
+__all__ = ["ACCOUNT_VERSION", "Account", "describe", "source_record"]
+
+ACCOUNT_VERSION = 1
+WRONG_KEY_RULE = "contradicted key"
+_NUM_BROKEN_KEPT = 100
+
+
+@dataclasses.dataclass
+class Account:
+    """What was done to the rows, with their texts.
+
+    Attributes:
+        rules: The rules that were applied, in their order.
+        results: What each of them did.
+        lexicon: The words that were repaired; None if nothing was cleaned.
+        outcomes: What became of each row.
+        kept: The rows that the rules left.
+        groups: Duplicates and conflicts among them.
+        audit: Leaks; None if they could not be looked for.
+        evaluation: The evaluation questions that were audited.
+    """
+
+    rules: Sequence[Rule]
+    results: dict[str, RuleResult]
+    lexicon: Lexicon | None
+    outcomes: Sequence[Outcome]
+    kept: Sequence[Example] = ()
+    groups: Groups = dataclasses.field(default_factory=lambda: Groups([], [], []))
+    audit: LeakAudit | None = None
+    evaluation: Sequence[Example] = ()
+
+
+def source_record(
+    source: DataConfig | MixConfig, split: Split, train: Sequence[Example]
+) -> dict[str, Any]:
+    """Describe one source: where from, how read, how much of it is used."""
+    name = split.examples[0].source if split.examples else source.name
+    return {
+        "name": source.name,
+        "split": source.split if isinstance(source, MixConfig) else source.train_split,
+        "files": split.files,
+        "licences": sorted({example.licence for example in split.examples}),
+        "keys": {"style": split.keys.style, "evidence": split.keys.evidence},
+        "num_read": len(split.examples) + len(split.broken),
+        "num_broken": len(split.broken),
+        "broken": split.broken[:_NUM_BROKEN_KEPT],
+        "num_without_key": len(split.no_key),
+        "weight": source.weight,
+        "num_used": sum(example.source == name for example in train),
+    }
+
+
+def describe(
+    account: Account, audit: LeakAudit | None, evaluation: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Put an account into numbers and ids: no question's text."""
+    kept, groups = account.kept, account.groups
+    repairs = account.lexicon.repairs.values() if account.lexicon else ()
+    wrong = account.results[WRONG_KEY_RULE].dropped if WRONG_KEY_RULE in account.results else []
+    return {
+        "version": ACCOUNT_VERSION,
+        "num_with_key": len(account.outcomes),
+        "rules": {
+            rule.name: {
+                "meaning": rule.meaning,
+                "num_changed": account.results[rule.name].num_changed,
+                "num_dropped": account.results[rule.name].num_dropped,
+            }
+            for rule in account.rules
+        },
+        "repaired_words": len(repairs),
+        "duplicates": {
+            "num_groups": len(groups.duplicates),
+            "num_left_out": sum(len(rows) - 1 for rows in groups.duplicates),
+        },
+        "conflicts": {
+            "num_groups": len(groups.conflicts),
+            "num_rows": sum(map(len, groups.conflicts)),
+            "groups": [[kept[row].id for row in rows] for rows in groups.conflicts],
+        },
+        "suspected_wrong_keys": [
+            {"id": example.id, "score": drop.score, "reason": drop.reason}
+            for example, drop in sorted(wrong, key=lambda pair: -pair[1].score)
+        ],
+        "leaks": audit
+        and evaluation
+        and {
+            "name": evaluation["name"],
+            "split": evaluation["split"],
+            "sha256": evaluation["sha256"],
+            "kinds": KINDS,
+            **audit.record(),
+        },
+        "keys": _shares(LETTERS[example.answer] for example in kept if example.answer is not None),
+        "subjects": _shares(example.subject or "(unknown)" for example in kept),
+    }
+
+
+def _shares(values: Any) -> dict[str, int]:
+    return dict(sorted(collections.Counter(values).items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,177 @@
+"""Take out of explanations what points elsewhere: books, pages, pictures and tables.
+
+A small model that learns citations makes them up.
+"""
+
+import re
+
+from medqa.records import Example
+
+__all__ = ["points_at_picture", "strip_citations", "strip_pointers"]
+
+_PAGE = r"(?:pages?|pgs?|pp?|pno|pgno)(?![a-z])\s*[.:]?\s*(?:nos?|numbers?)?\s*[-.:;#/]*\s*\d+(?:\s*[-\u2013,&/.]\s*\d+)*"
+_EDITION = (
+    r"(?:\d+|[A-Za-z]+th|first|second|third|ninth)\s*(?:st|nd|rd|th)?\s*[-/]?\s*"
+    r"(?:e(?![a-oq-z])|eds?\b|edn\b|edi?tion\b|editon\b)\.?"
+)
+_LOCATOR = re.compile(
+    rf"""\b{_EDITION}(?:\s*[/,;]\s*(?:\d+(?:\s*[-\u2013,&]\s*\d+)*))?
+       | \b{_PAGE}
+       | \b(?:chap(?:ter)?s?|ch|vol(?:ume)?|fig(?:ure)?|table|edition)\s*[-.:]*\s*\d+(?:[-.]\d+)*
+       | https?://\S+ | \bwww\.\S+
+       | \(\s*(?:19|20)\d\d\s*\) | \bISBN\b\S*
+       | \(\s*Eds?\.?\s*\)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_START = re.compile(
+    r"""[({\[]?\s*(?:\b|(?<=[a-z]))(?:\b(?:image|also|text)\s+)?(?-i:REF(?:ERENCE|ER)?S?|Ref(?:erence|er)?s?|Source|SOURCE)
+        (?:\s*[-.:;,]+\s*|\s+(?=[A-Z\d])|(?=[A-Z][a-z]))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_START_LOWER = re.compile(r"[({\[]?\s*\bref(?:erence|er)?s?\s*[-.:;,]+\s*")
+_BOOKS = (
+    r"harrison|robbins|park|bailey|ganong|guyton|ghai|nelson|kdt|tripathi|schwar|sabiston|dutta|shaw|novak|"
+    r"williams|gray|snell|bdc|chau?rasia|khurana|parson|dhingra|anan?tha|panic?k|harper|lippincott|reddy|parikh|"
+    r"maheshwari|apley|katzung|goodman|cmdt|devita|oxford|moore|inderbir|langman|satyanarayan|vasudevan|wintrobe|"
+    r"miller|morgan|lange|jawetz|roxburgh|fitzpatrick|rook|kaplan|sadock|srb|harsh\s?mohan|baveja|ajay|cecil|"
+    r"textbook|text book|handbook|manual of|review of|principles of|essentials? of|synopsis"
+)
+_BOOK = re.compile(rf"\b(?:{_BOOKS})", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*])|\n")
+_WINDOW, _GAP, _MAX_TAIL = 320, 90, 200
+# Most texts hold nothing of the kind: a quick look spares them the long patterns.
+_HINT = re.compile(
+    r"[Rr][Ee][Ff]|ource|SOURCE|[Pp](?:age|g|no|p)?s?[.:\s-]{0,3}\d|\d\s*/?\s*e\b|[Ee][Dd](?:[Nn]|ition)?\b|http|www"
+)
+
+
+def strip_citations(text: str, example: Example) -> str:
+    """Remove references to books, editions and pages."""
+    if not _HINT.search(text):
+        return text
+    text = _parenthesised(text)
+    position = 0
+    while match := _START.search(text, position) or _START_LOWER.search(text, position):
+        end = _citation_end(text, match.end())
+        if end is None:
+            position = match.end()
+            continue
+        text = _join(text[: match.start()], text[end:])
+        position = max(0, match.start() - 1)
+    return _unmarked(text)
+
+
+def _join(before: str, after: str) -> str:
+    gap = " " if before and after and not before[-1].isspace() and not after[0].isspace() else ""
+    return before + gap + after
+
+
+def _parenthesised(text: str) -> str:
+    """Remove brackets that hold a page or an edition."""
+
+    def cut(match: re.Match[str]) -> str:
+        cites = _LOCATOR.search(match[0]) and (_BOOK.search(match[0]) or _START.search(match[0]))
+        return " " if cites else match[0]
+
+    return re.sub(r"\s*(?:\([^()]{4,200}\)|\[[^\[\]]{4,200}\]|\{[^{}]{4,200}\})", cut, text)
+
+
+def _citation_end(text: str, start: int) -> int | None:
+    """Find where a citation that begins at `start` ends, or None if it is none."""
+    end = None
+    reach = start + _WINDOW
+    for locator in _LOCATOR.finditer(text, start, min(len(text), reach)):
+        between = text[end or start : locator.start()]
+        if len(between) > _GAP or _is_prose(between):
+            break
+        end = locator.end()
+    if end is None:
+        tail = text[start:]
+        short = len(tail) <= _MAX_TAIL and not _is_prose(tail)
+        line = _SENTENCE_END.search(tail)
+        if short or _BOOK.match(tail) and (line or len(tail) <= _MAX_TAIL):
+            return len(text) if short or line is None else start + line.end()
+        return None
+    rest = re.compile(r"(?:\s*[)\]},.;:-]+)*(?:\s*</?\\?p>)?").match(text, end)
+    return rest.end() if rest else end
+
+
+def _is_prose(text: str) -> bool:
+    """Say whether a text reads as sentences rather than as names of books: most words without capital."""
+    words = re.findall(r"[A-Za-z']{2,}", text)
+    small = [
+        w
+        for w in words
+        if w[0].islower() and w not in ("of", "and", "in", "the", "by", "for", "edition", "ed")
+    ]
+    return len(small) > 4 and not _BOOK.search(text) and len(small) > 0.5 * len(words)
+
+
+def _unmarked(text: str) -> str:
+    """Remove a book with its page from the beginning or the end, where no word announces it."""
+    locators = list(_LOCATOR.finditer(text))
+    if not locators:
+        return text
+    first = locators[0]
+    head = text[: first.start()]
+    if len(head) <= 80 and _BOOK.search(head) and not re.search(r"[.!?]\s+[A-Z]", head[:-1]):
+        end = _citation_end(text, 0)
+        if end is not None:
+            return text[end:].lstrip(" .,;:*-")
+    last = locators[-1]
+    if len(text) - last.end() <= 25:
+        books = [m for m in _BOOK.finditer(text, max(0, last.start() - 140), last.start())]
+        if books:
+            start = books[0].start()
+            opened = max(text.rfind(mark, 0, start) for mark in (". ", "\n", "? ", '" ', "("))
+            cut = opened + 1 if opened >= 0 and start - opened <= 60 else start
+            return text[:cut].rstrip(" (-*,;\"'")
+    return text
+
+
+_PICTURE = r"(?:image|picture|photo(?:graph)?|figure|fig|diagram|flow\s?chart|table|chart|graph|video|illustration)s?"
+_DETERMINER = r"(?:the|this|these|our|a|given|above|below|following|attached|adjacent|next|same)"
+_POINTER = re.compile(
+    rf"""\b(?:see|refer(?:\s+to)?|(?:shown|given|depicted|seen|illustrated|described|explained|summari[sz]ed)\s+(?:in|by))
+            \s+(?:{_DETERMINER}\s+){{0,3}}{_PICTURE}\b(?!\s+of\s+eight)
+        | \b{_DETERMINER}\s+(?:\w+\s+)?{_PICTURE}\s+(?:is\s+|are\s+)?(?:below|above|shows?\b|showing|depict\w*|given|illustrat\w*)
+        | \b{_PICTURE}\s+(?:is\s+|are\s+)?(?:given\s+|shown\s+)?below\b
+        | \b(?:below|above|following)\s+(?:given\s+|mentioned\s+|shown\s+)?(?:image|figure|diagram|table|flow\s?chart)s?\b
+        | \b(?:fig(?:ure)?|image|table|diagram)\b\s*[-.:]*\s*\d+(?:[-.]\d+)+
+        | ^\s*(?:fig(?:ure)?|image|table|diagram)\b\s*[-.:]*\s*\d*\s*[-:.]+
+        | <img\b[^>]*>?""",
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+_POINTER_HINT = re.compile(
+    r"image|picture|photo|fig|diagram|chart|table|graph|video|illustrat|<img", re.IGNORECASE
+)
+_MAX_SENTENCE = 300
+_QUESTION_POINTER = re.compile(
+    r"""\b(?:shown|given|seen|depicted|marked|labell?ed|displayed|provided|attached|visible)\b[^.?\n]{0,25}?
+            \b(?:in|on|by)\b\s+(?:the\s+|this\s+)?(?:\w+\s+)?(?:image|picture|photo(?:graph)?|figure|diagram|illustration)\b
+        | \b(?:image|picture|photograph|figure|diagram)\b\s+(?:is\s+|are\s+)?(?:shown|given|below|above|depicts?|shows?)\b
+        | \b(?:below|above|following|given)\s+(?:given\s+|shown\s+)?(?:image|picture|photograph|figure|diagram)\b
+        | \bidentify\b[^.?\n]{0,40}\b(?:image|picture|photo(?:graph)?|figure|diagram|shown|marked|arrow)\b
+        | \b(?:marked|shown)\b[^.?\n]{0,20}\barrow\b | \bspot\s+the\s+diagnosis\b | <img\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def points_at_picture(question: str) -> bool:
+    """Say whether a question can't be answered without a picture that isn't there."""
+    return bool(_QUESTION_POINTER.search(question))
+
+
+def strip_pointers(text: str, example: Example) -> str:
+    """Remove sentences that point at an image or a table."""
+    if not _POINTER_HINT.search(text) or not _POINTER.search(text):
+        return text
+    text = re.sub(r"\s*\([^()]{1,120}\)", lambda m: "" if _POINTER.search(m[0]) else m[0], text)
+    pieces = re.split(r"(?<=[.!?])(\s+)(?=[A-Z*(\d-])|(\n+)", text)
+    kept = []
+    for piece in pieces:
+        if piece is None or not _POINTER.search(piece):
+            kept.append(piece or "")
+        elif len(piece) > _MAX_SENTENCE:  # no sentence but a page without full stops
+            kept.append(_POINTER.sub("", piece))
+    return "".join(kept).strip()

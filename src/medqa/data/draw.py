@@ -1,0 +1,79 @@
+"""Choose rows, and the order of their options, by hash: the order of a file never matters."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+
+from medqa.data.markers import is_anchored, names_letters
+from medqa.records import Example
+
+__all__ = ["draw_hash", "examples_hash", "reordered", "sample", "shuffled", "weighted"]
+
+
+def draw_hash(example: Example, seed: int) -> str:
+    """Hash of seed, id and content, by which rows are drawn."""
+    return hashlib.sha256(f"{seed}:{example.id}:{example.content_hash()}".encode()).hexdigest()
+
+
+def sample(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
+    """Draw rows by hash of seed, id and content."""
+    if max_rows is None or max_rows >= len(examples):
+        return list(examples)
+    return sorted(examples, key=lambda example: draw_hash(example, seed))[:max_rows]
+
+
+def weighted(examples: Sequence[Example], weight: float, seed: int) -> list[Example]:
+    """Use each row `weight` times: all rows so often as whole numbers go, of the rest a drawn part."""
+    whole = math.floor(weight)
+    part = round((weight - whole) * len(examples))
+    return list(examples) * whole + (sample(examples, part, seed) if part else [])
+
+
+def examples_hash(examples: Iterable[Example]) -> str:
+    """Hash everything in the questions, in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(example.to_json(), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def reordered(example: Example, order: Sequence[int]) -> Example:
+    """Put the options into another order; the key goes with its text.
+
+    Args:
+        example: The question.
+        order: For each new place, the place that its option had.
+    """
+    answer = None if example.answer is None else list(order).index(example.answer)
+    return dataclasses.replace(
+        example,
+        options=tuple(example.options[place] for place in order),
+        answer=answer,
+        id=example.id,
+        original=example.original or (example.question, *example.options),
+    )
+
+
+def shuffled(example: Example, seed: int) -> Example:
+    """Shuffle the options by hash; a question whose options speak of each other stays as it is.
+
+    "All of the above" keeps its place, and with it, where it is last, what is above it. Where options are named
+    by letter ("both A and B"), or the explanation still does so, no option can move.
+    """
+    anchored = [is_anchored(option) for option in example.options]
+    if any(_is_combination(option) for option in example.options) or names_letters(example.explanation or ""):
+        return example
+    free = [place for place, fixed in enumerate(anchored) if not fixed]
+    mixed = list(free)
+    random.Random(f"order:{draw_hash(example, seed)}").shuffle(mixed)
+    order = list(range(len(example.options)))
+    for place, source in zip(free, mixed, strict=True):
+        order[place] = source
+    return reordered(example, order)
+
+
+def _is_combination(option: str) -> bool:
+    return is_anchored(option) and any(len(word.strip("()[]'\".,")) == 1 for word in option.split())

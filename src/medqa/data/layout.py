@@ -1,0 +1,93 @@
+"""How a text is set: markup, entities, bullets, blanks, glued words."""
+
+import html
+import re
+
+from medqa.data.vocabulary import Vocabulary, fold
+from medqa.records import Example
+
+__all__ = ["capitalise", "collapse_space", "set_bullets", "split_glued", "strip_markup"]
+
+_TAG = re.compile(
+    r"</?\\?(?:p|br|b|i|u|em|strong|sub|sup|span|div|font|img|a|ul|ol|li|table|tbody|thead|tr|td|th|h[1-6]|hr|center)"
+    r"(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+# "&;" is an apostrophe that lost its name; "&nbsp" often lost its semicolon.
+_BROKEN_ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d{2,4})(?!;)(?=\W|$)", re.IGNORECASE)
+_SPACE = re.compile(r"[ \t\r\f\v\u00a0\u200b]+")
+_BULLET = re.compile(
+    r"(?:(?<=[\s.:;,)])|^)(?:[\u2022\u25cf\u25aa\u25ba\u25e6\u25a0\u00a7\u00d8\u27a2\u27a4\u2714\u2713\uf0b7\uf0a7\uf0d8*#\u00ae]+\s*(?=\S)"
+    r"|(?:o|\u00d8)\s+(?=[A-Z][a-z]))|(?<=[\w)])\*\s+(?=[A-Z])",
+    re.MULTILINE,
+)
+_GLUED_O = re.compile(r"(?<=[a-z]{4})o(?=\s+[A-Z][a-z])")
+_LAST_WORD = re.compile(r"[a-z]+$")
+_GLUED = re.compile(r"(?<![A-Za-z])([A-Z]?[a-z]{3,})([A-Z][a-z]{2,})")
+_MARK_Q = re.compile(r"(?<=[a-z)])Q(?=[\s.,;:)]|$|[A-Z])")
+_PUNCTUATION = re.compile(r"(?<=[a-z]{3})([.?!;,:)])(?=[A-Z][a-z]{2})")
+
+
+def strip_markup(text: str, example: Example | None = None) -> str:
+    """Remove HTML tags and resolve entities."""
+    if "<" in text:
+        text = _TAG.sub(" ", text)
+    if "&" in text:
+        text = text.replace("&;", "'")
+        text = html.unescape(_BROKEN_ENTITY.sub(lambda m: m[0] + ";", text))
+        if "<" in text:
+            text = _TAG.sub(" ", text)
+    return text.replace("\ufffd", " ")
+
+
+def collapse_space(text: str, example: Example | None = None) -> str:
+    """Write runs of blanks as one, and drop empty lines."""
+    lines = (_SPACE.sub(" ", line).strip() for line in text.splitlines())
+    return "\n".join(line for line in lines if line)
+
+
+def capitalise(text: str, example: Example) -> str:
+    """Begin with a capital, unless the first word is one of mixed case, such as mRNA."""
+    first = text.split(maxsplit=1)[0] if text.split() else ""
+    return text[:1].upper() + text[1:] if first.islower() else text
+
+
+def set_bullets(text: str, example: Example) -> str:
+    """Write what bullets are left of a list as lines that begin with a dash."""
+    parts = [part.strip(" \t") for part in _BULLET.split(text)]
+    if len(parts) == 1:
+        return text
+    filled = [part for part in parts if part.strip()]
+    if len(filled) <= 2 and not (parts[0].strip() and len(filled) == 2 and len(parts) > 2):
+        return " ".join(filled)
+    head, items = (parts[0], parts[1:]) if parts[0].strip() else ("", parts[1:])
+    lines = [head.strip()] if head.strip() else []
+    lines += [f"- {item.strip()}" for item in items if item.strip(" -")]
+    return "\n".join(lines)
+
+
+def split_glued(text: str, vocabulary: Vocabulary) -> str:
+    """Part words that were joined where a line or a cell of a table ended: "diseaseFranklin"."""
+
+    def part(match: re.Match[str]) -> str:
+        known = all(vocabulary.is_known(fold(word)) for word in match.groups())
+        # MacConkey, LeFort: names that are written so.
+        return (
+            f"{match[1]} {match[2]}" if known and not vocabulary.is_name_with_capital(match[0]) else match[0]
+        )
+
+    def part_o(match: re.Match[str]) -> str:
+        last = _LAST_WORD.search(text, max(0, match.start() - 30), match.start())
+        word = last[0] if last else ""
+        known = vocabulary.is_known(word) and vocabulary.rows[word] > 20 * vocabulary.rows[word + "o"]
+        return "\n- " if known else "o"
+
+    text = _MARK_Q.sub("", text)
+    text = _PUNCTUATION.sub(r"\1 ", text)
+    text = _GLUED_O.sub(part_o, text)
+    for _ in range(4):
+        longer = _GLUED.sub(part, text)
+        if longer == text:
+            break
+        text = longer
+    return text
