@@ -18,6 +18,7 @@ from medqa.errors import ConfigError
 
 __all__ = [
     "DEFAULT_RECIPE",
+    "changed_config",
     "describe_fields",
     "dump",
     "load_recipe",
@@ -78,12 +79,36 @@ def load_recipe(name: str = DEFAULT_RECIPE, settings: Sequence[str] = ()) -> Run
             f"recipe {name!r} asks to run code of {model['trust_remote_code']!r}",
             "a recipe may not; if you trust it, say so yourself: --set model.trust_remote_code=NAME",
         )
+    return _validated(tree, settings, f"recipe {name!r}")
+
+
+def changed_config(config: RunConfig, settings: Sequence[str], sections: Sequence[str]) -> RunConfig:
+    """Apply `a.b=v` settings to the settings of a finished run.
+
+    Args:
+        config: The run's settings.
+        settings: What to change.
+        sections: The sections in which something may change.
+
+    Raises:
+        ConfigError: If a key or a value is wrong, or the section is another one.
+    """
+    for setting in settings:
+        if setting.split(".")[0].strip() not in sections:
+            raise ConfigError(
+                f"--set {setting!r} has no effect here",
+                f"what a run was trained with stays; of {', '.join(sections)} settings can change",
+            )
+    return _validated(config.model_dump(mode="json"), settings, "--set")
+
+
+def _validated(tree: dict[str, Any], settings: Sequence[str], where: str) -> RunConfig:
     for setting in settings:
         _apply(tree, setting)
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as exc:
-        raise _explain(exc, name) from exc
+        raise _explain(exc, where) from exc
 
 
 def _apply(tree: dict[str, Any], setting: str) -> None:
@@ -105,7 +130,7 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 _FIELDS_HINT = "`medqa recipe fields` lists every key"
 
 
-def _explain(exc: ValidationError, recipe: str) -> ConfigError:
+def _explain(exc: ValidationError, where: str) -> ConfigError:
     known = [path for path, _, _ in _walk(RunConfig())]
     lines, hint = [], _FIELDS_HINT
     for error in exc.errors():
@@ -116,7 +141,7 @@ def _explain(exc: ValidationError, recipe: str) -> ConfigError:
         else:
             message = error["msg"][0].lower() + error["msg"][1:]
             lines.append(f"{path}: {message} (found {error['input']!r})")
-    return ConfigError(f"recipe {recipe!r}: " + "; ".join(lines), hint)
+    return ConfigError(f"{where}: " + "; ".join(lines), hint)
 
 
 def _walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:

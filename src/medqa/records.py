@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 from typing import Any, Literal
 
 from medqa.errors import DataError
@@ -15,6 +16,8 @@ from medqa.errors import DataError
 __all__ = ["LETTERS", "NOTICE", "Answer", "Example", "Prediction", "softmax"]
 
 LETTERS = "ABCDEFGHIJ"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 NOTICE = (
     "Not medical advice. A research model's answer to an exam question; it can be wrong "
@@ -161,7 +164,7 @@ def _check_text(name: str, text: object, *, required: bool) -> None:
         return
     if not isinstance(text, str):
         raise DataError(f"{name} is a {type(text).__name__}, expected a text", "write it in quotes")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and _SURROGATE.search(text):
         raise DataError(f"{name} holds half a character (a lone surrogate)", "save the file as UTF-8 again")
 
 

@@ -55,11 +55,11 @@ def home() -> Path:
     return Path(os.environ.get("MEDQA_HOME") or platformdirs.user_cache_path("medqa")).expanduser()
 
 
-def new_run_path(recipe: str) -> Path:
-    """Name a run folder that doesn't exist yet: runs/RECIPE-1, -2, ..."""
+def new_run_path(recipe: str, parent: str = "runs") -> Path:
+    """Name a folder that doesn't exist yet: runs/RECIPE-1, -2, ..."""
     stem = Path(recipe).stem
     number = 1
-    while (path := Path("runs") / f"{stem}-{number}").exists():
+    while (path := Path(parent) / f"{stem}-{number}").exists():
         number += 1
     return path
 

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from medqa.cli.recipes import Json, Settings, recipes
 from medqa.errors import MedQAError
 
 __all__ = ["app", "main"]
@@ -23,14 +24,8 @@ app = typer.Typer(
     help="Fine-tune a small language model on clinical multiple-choice questions, and ask it.\n\n"
     "Start with `medqa quickstart`. Not medical advice: models err while sounding sure.",
 )
-recipes = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and copy recipes.")
 app.add_typer(recipes, name="recipe")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=V", help="Change one setting; may be repeated."),
-]
 Trust = Annotated[
     str | None,
     typer.Option("--trust-remote-code", metavar="NAME", help="Run's base model whose own code may run."),
@@ -107,6 +102,42 @@ def doctor(
 
 
 @app.command()
+def data(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
+    ] = None,
+    settings: Settings = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="FIELD=COLUMN", help="Name of one of the file's own columns."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to make; data/RECIPE-N if not given.")] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Explain every problem of this file, and build nothing."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build the questions to train on, with a page that says what was done to every row.
+
+    Writes train.jsonl, calibration.jsonl, early_stopping.jsonl, data.json and data_report.html. Nothing leaves
+    the machine. --check exits with 2 if training would refuse the file.
+
+    Examples:
+      medqa data --set data.name=path/to/medmcqa
+      medqa data --check own.xlsx --map question=stem --map answer=solution
+    """
+    from medqa.cli.data import build_data, check_data, source_settings
+    from medqa.recipe import DEFAULT_RECIPE, load_recipe
+
+    recipe = recipe or DEFAULT_RECIPE
+    config = load_recipe(recipe, [*(settings or []), *source_settings(mapping or [], check)])
+    if check is not None:
+        raise typer.Exit(0 if check_data(config.data, check, as_json=as_json) else 2)
+    build_data(config, recipe, out, as_json=as_json)
+
+
+@app.command()
 def train(
     recipe: Annotated[
         str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
@@ -158,6 +189,12 @@ def train(
 @app.command()
 def evaluate(
     run: Run,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="A.B=V", help="Change a setting of data or evaluate: other questions, for one."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure on this many questions only.")] = None,
     trust: Trust = None,
     as_json: Json = False,
@@ -165,7 +202,12 @@ def evaluate(
     """Score base and tuned model on the whole evaluation split.
 
     Writes report.json and predictions.jsonl into the run. Shows our own score and lm-eval's side
-    by side; they answer different questions and must not be mixed.
+    by side; they answer different questions and must not be mixed. Questions that may be known from
+    training are flagged, and the scores are given without them too.
+
+    Examples:
+      medqa evaluate runs/medmcqa-1
+      medqa evaluate runs/medmcqa-1 --set data.name=exam.csv
     """
     from medqa.cli.output import print_json, print_report
     from medqa.hardware.environment import prepare_environment
@@ -174,7 +216,7 @@ def evaluate(
     prepare_environment(RunFolder.open(run).config.model.device)
     from medqa.evaluate.run import evaluate as evaluate_run
 
-    report = evaluate_run(run, max_rows=limit, trust_remote_code=trust)
+    report = evaluate_run(run, settings or [], max_rows=limit, trust_remote_code=trust)
     if as_json:
         print_json(report)
     else:
@@ -215,68 +257,3 @@ def ask(
         print_json(answer.to_json())
     else:
         print_answer(answer, example.options)
-
-
-@recipes.command("list")
-def recipe_list(as_json: Json = False) -> None:
-    """List the recipes that ship with the package."""
-    from medqa.cli.output import print_json, print_rows
-    from medqa.recipe import recipe_names, recipe_text
-
-    rows = []
-    for name in recipe_names():
-        first = recipe_text(name).splitlines()[0].lstrip("# ")
-        rows.append((name, first))
-    if as_json:
-        print_json({"recipes": [{"name": name, "purpose": purpose} for name, purpose in rows]})
-    else:
-        print_rows(rows)
-
-
-@recipes.command("show")
-def recipe_show(
-    name: Annotated[str, typer.Argument(help="Recipe name or path.")],
-    settings: Settings = None,
-    full: Annotated[bool, typer.Option(help="Show every setting, defaults too.")] = False,
-) -> None:
-    """Print a recipe."""
-    from medqa.recipe import dump, load_recipe, recipe_text
-
-    config = load_recipe(name, settings or [])
-    print(dump(config) if full or settings else recipe_text(name), end="")
-
-
-@recipes.command("fields")
-def recipe_fields(as_json: Json = False) -> None:
-    """Print every setting with its default and meaning."""
-    from medqa.cli.output import print_fields, print_json
-    from medqa.recipe import describe_fields
-
-    fields = describe_fields()
-    if as_json:
-        print_json({key: {"default": value, "meaning": text} for key, value, text in fields})
-    else:
-        print_fields(fields)
-
-
-@recipes.command("copy")
-def recipe_copy(
-    name: Annotated[str, typer.Argument(help="Recipe name.")],
-    target: Annotated[Path, typer.Argument(help="File to write, ending in .yaml.")],
-) -> None:
-    """Copy a recipe into a file of your own."""
-    from medqa.errors import ConfigError
-    from medqa.files import write_text
-    from medqa.recipe import recipe_text
-
-    if target.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{str(target)!r} does not end in .yaml", "recipes are found by that ending")
-    if target.exists():
-        raise ConfigError(f"{target} is there already", "give another name")
-    text = recipe_text(name)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, text)
-    except OSError as exc:
-        raise ConfigError(f"{target} can't be written: {exc}", "give another place") from exc
-    print(f"Wrote {target}; use it with: medqa train {target}")

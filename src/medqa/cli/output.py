@@ -111,9 +111,28 @@ def print_report(report: dict[str, Any]) -> None:
         )
         if scores["tuned"]["num_too_long"]:
             console.print(f"  {scores['tuned']['num_too_long']} questions were too long and not scored")
+    _print_leaks(console, report)
     _print_subjects(console, report)
     part = "" if report["whole_split"] else f"-{data['num_used']}"
     console.print(escape(f"Written to {report['run']}/report{part}.json and predictions{part}.jsonl"))
+
+
+def _print_leaks(console: Console, report: dict[str, Any]) -> None:
+    leaks = report["leaks"]
+    if not leaks["looked_for"]:
+        console.print(escape(f"Leaks from training were not looked for: {leaks['reason']}"))
+        return
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in leaks["counts"].items() if count)
+    console.print(
+        f"Leaks: {leaks['num_flagged']:,} of {report['data']['num_used']:,} questions are flagged"
+        + (f" ({counts})" if counts else "")
+    )
+    for prompt, scores in report["scores"].items():
+        if without := scores["without_flagged"]:
+            console.print(
+                f"  without them, {PROMPT_NAMES[prompt]} prompt: base {_interval(without['base'])}, "
+                f"tuned {_interval(without['tuned'])}"
+            )
 
 
 def _print_subjects(console: Console, report: dict[str, Any]) -> None:

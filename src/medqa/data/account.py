@@ -5,19 +5,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from medqa.config import DataConfig, MixConfig
 from medqa.data.duplicates import Groups
 from medqa.data.leaks import KINDS, LeakAudit
 from medqa.data.repair import Lexicon
-from medqa.data.rules import Outcome, Rule, RuleResult
-from medqa.data.sources import Split
+from medqa.data.rules import Results, Rule
 from medqa.records import LETTERS, Example
 
-__all__ = ["ACCOUNT_VERSION", "Account", "describe", "source_record"]
+__all__ = ["ACCOUNT_VERSION", "Account", "describe"]
 
 ACCOUNT_VERSION = 1
 WRONG_KEY_RULE = "contradicted key"
-_NUM_BROKEN_KEPT = 100
 
 
 @dataclasses.dataclass
@@ -28,7 +25,7 @@ class Account:
         rules: The rules that were applied, in their order.
         results: What each of them did.
         lexicon: The words that were repaired; None if nothing was cleaned.
-        outcomes: What became of each row.
+        num_rows: Rows with a key that there were.
         kept: The rows that the rules left.
         groups: Duplicates and conflicts among them.
         audit: Leaks; None if they could not be looked for.
@@ -36,50 +33,28 @@ class Account:
     """
 
     rules: Sequence[Rule]
-    results: dict[str, RuleResult]
+    results: Results
     lexicon: Lexicon | None
-    outcomes: Sequence[Outcome]
-    kept: Sequence[Example] = ()
+    num_rows: int
+    kept: list[Example]
     groups: Groups = dataclasses.field(default_factory=lambda: Groups([], [], []))
     audit: LeakAudit | None = None
     evaluation: Sequence[Example] = ()
 
 
-def source_record(
-    source: DataConfig | MixConfig, split: Split, train: Sequence[Example]
-) -> dict[str, Any]:
-    """Describe one source: where from, how read, how much of it is used."""
-    name = split.examples[0].source if split.examples else source.name
-    return {
-        "name": source.name,
-        "split": source.split if isinstance(source, MixConfig) else source.train_split,
-        "files": split.files,
-        "licences": sorted({example.licence for example in split.examples}),
-        "keys": {"style": split.keys.style, "evidence": split.keys.evidence},
-        "num_read": len(split.examples) + len(split.broken),
-        "num_broken": len(split.broken),
-        "broken": split.broken[:_NUM_BROKEN_KEPT],
-        "num_without_key": len(split.no_key),
-        "weight": source.weight,
-        "num_used": sum(example.source == name for example in train),
-    }
-
-
-def describe(
-    account: Account, audit: LeakAudit | None, evaluation: dict[str, Any] | None
-) -> dict[str, Any]:
+def describe(account: Account, audit: LeakAudit | None, evaluation: dict[str, Any] | None) -> dict[str, Any]:
     """Put an account into numbers and ids: no question's text."""
     kept, groups = account.kept, account.groups
     repairs = account.lexicon.repairs.values() if account.lexicon else ()
     wrong = account.results[WRONG_KEY_RULE].dropped if WRONG_KEY_RULE in account.results else []
     return {
         "version": ACCOUNT_VERSION,
-        "num_with_key": len(account.outcomes),
+        "num_with_key": account.num_rows,
         "rules": {
             rule.name: {
                 "meaning": rule.meaning,
                 "num_changed": account.results[rule.name].num_changed,
-                "num_dropped": account.results[rule.name].num_dropped,
+                "num_dropped": len(account.results[rule.name].dropped),
             }
             for rule in account.rules
         },
@@ -102,7 +77,7 @@ def describe(
         and {
             "name": evaluation["name"],
             "split": evaluation["split"],
-            "sha256": evaluation["sha256"],
+            "sha256": evaluation["sha256_split"],
             "kinds": KINDS,
             **audit.record(),
         },

@@ -9,15 +9,16 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from medqa.config import DataConfig, MixConfig
-from medqa.data.account import Account, describe, source_record
+from medqa.config import DataConfig
+from medqa.data.account import Account, describe
 from medqa.data.clean import cleaning_rules, minimal_rules
 from medqa.data.draw import examples_hash, sample, shuffled, weighted
 from medqa.data.duplicates import Fingerprint, Groups, group_duplicates
 from medqa.data.leaks import LeakAudit, audit_leaks
+from medqa.data.mix import Source, read_sources
 from medqa.data.repair import Lexicon
-from medqa.data.rules import Outcome, apply_rules, chosen_rules, collect
-from medqa.data.sources import Split, read_split
+from medqa.data.rules import chosen_rules, clean_rows
+from medqa.data.sources import read_split
 from medqa.data.splits import hold_back
 from medqa.data.vocabulary import Vocabulary, row_text
 from medqa.errors import DataError
@@ -95,16 +96,14 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
         DataError: If a source can't be read, or nothing is left to train on.
         ConfigError: If `data.skip_rules` names no rule.
     """
-    sources = _read(config)
-    keyed = [example for _, split in sources for example in split.examples if example.answer is not None]
+    sources = read_sources(config)
+    keyed = [example for source in sources for example in source.examples]
     if not keyed:
-        raise DataError(
-            f"{config.name} {config.train_split}: no question has a key", "training needs keys"
-        )
-    evaluation = _evaluation_for_audit(config, {file for _, split in sources for file in split.files})
+        raise DataError(f"{config.name} {config.train_split}: no question has a key", "training needs keys")
+    evaluation = _evaluation_for_audit(config, {file for source in sources for file in source.split.files})
     with track("Preparing questions", _NUM_PASSES * len(keyed)) as task:
-        outcomes, account = _clean(config, keyed, task)
-        kept = [outcome.example for outcome in outcomes if outcome.drop is None]
+        account = _clean(config, keyed, task)
+        kept = account.kept
         prints = [Fingerprint.of(example) for example in kept]
         task.advance(len(keyed), "fingerprints")
         if config.clean:
@@ -114,7 +113,7 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
         task.advance(len(keyed) - (len(kept) if config.clean else 0), "duplicates")
         audit = audit_leaks(prints, evaluation.examples, config.near_duplicate) if evaluation else None
         task.advance(len(keyed), "leaks")
-    account.kept, account.groups, account.audit = kept, groups, audit
+    account.groups, account.audit = groups, audit
     account.evaluation = evaluation.examples if evaluation else []
     parts = _split(config, kept, groups, audit)
     train = _compose(config, sources, [kept[row] for row in parts["train"]], seed)
@@ -127,8 +126,8 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
     record = {
         "name": config.name,
         "split": config.train_split,
-        "files": [file for _, split in sources for file in split.files],
-        "sources": [source_record(s, split, train) for s, split in sources],
+        "files": [file for source in sources for file in source.split.files],
+        "sources": [source.record(train) for source in sources],
         **describe(account, audit, evaluation.record if evaluation else None),
         "splits": {
             name: {"num_used": len(rows), "sha256": examples_hash(rows)}
@@ -144,25 +143,6 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
 _NUM_PASSES = 5
 
 
-def _read(config: DataConfig) -> list[tuple[DataConfig | MixConfig, Split]]:
-    """Read the training split of every source."""
-    parts: list[tuple[DataConfig | MixConfig, Split]] = []
-    for source in (config, *config.mix):
-        name = source.split if isinstance(source, MixConfig) else source.train_split
-        split = read_split(source, name, allow_repeated_options=True)
-        keyed = [example for example in split.examples if example.answer is not None]
-        if split.no_key:
-            first = ", ".join(split.no_key[:5]) + (", ..." if len(split.no_key) > 5 else "")
-            log.warning(
-                "%s: %d rows without a key are left out of training (%s)", source.name, len(split.no_key), first
-            )
-        if isinstance(source, MixConfig):
-            drawn = sample(keyed, source.max_rows, 0)
-            split = dataclasses.replace(split, examples=drawn)
-        parts.append((source, split))
-    return parts
-
-
 def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> QuestionSet | None:
     """Read the evaluation split, or say why leaks can't be looked for."""
     try:
@@ -174,15 +154,15 @@ def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> QuestionS
         return None
     if same := set(questions.record["files"]) & trained_on:
         log.warning(
-            "Leaks are not looked for: %s holds both training and evaluation questions. `medqa evaluate` will "
-            "need others: --set data.name=... or a folder with train.jsonl and validation.jsonl",
+            "Leaks are not looked for: %s holds both training and evaluation questions. `medqa evaluate` "
+            "will need others: --set data.name=... or a folder with train.jsonl and validation.jsonl",
             sorted(same)[0],
         )
         return None
     return questions
 
 
-def _clean(config: DataConfig, examples: list[Example], task: Task) -> tuple[list[Outcome], Account]:
+def _clean(config: DataConfig, examples: list[Example], task: Task) -> Account:
     """Apply the rules to every row."""
     rules = minimal_rules()
     lexicon = None
@@ -192,13 +172,8 @@ def _clean(config: DataConfig, examples: list[Example], task: Task) -> tuple[lis
         rules = cleaning_rules(vocabulary, lexicon)
     chosen = chosen_rules(rules, config.skip_rules if config.clean else ())
     task.advance(len(examples), "words")
-    outcomes = []
-    for number, example in enumerate(examples, 1):
-        outcomes.append(apply_rules(chosen, example))
-        if number % 500 == 0:
-            task.advance(500, "rules")
-    task.advance(len(examples) % 500, "rules")
-    return outcomes, Account(chosen, collect(chosen, outcomes), lexicon, outcomes)
+    kept, results = clean_rows(chosen, examples, task.advance)
+    return Account(chosen, results, lexicon, len(examples), kept)
 
 
 def _split(
@@ -212,9 +187,7 @@ def _split(
     left = [row for row in range(len(kept)) if row not in spare]
     examples, numbers = [kept[row] for row in left], [groups.split[row] for row in left]
     calibration = hold_back(examples, numbers, config.calibration_share, "calibration")
-    stopping = hold_back(
-        examples, numbers, config.early_stopping_share, "early stopping", {*calibration}
-    )
+    stopping = hold_back(examples, numbers, config.early_stopping_share, "early stopping", {*calibration})
     return {
         "train": [row for i, row in enumerate(left) if i not in calibration and i not in stopping],
         "calibration": [left[i] for i in sorted(calibration)],
@@ -224,7 +197,7 @@ def _split(
 
 def _compose(
     config: DataConfig,
-    sources: Sequence[tuple[DataConfig | MixConfig, Split]],
+    sources: Sequence[Source],
     examples: list[Example],
     seed: int,
 ) -> list[Example]:
@@ -233,9 +206,8 @@ def _compose(
     for example in examples:
         by_source[example.source].append(example)
     weighed: list[Example] = []
-    for source, split in sources:
-        name = split.examples[0].source if split.examples else ""
-        weighed += weighted(by_source.pop(name, []), source.weight, seed)
+    for source in sources:
+        weighed += weighted(by_source[source.label], source.config.weight, seed)
     drawn = sample(weighed, config.max_train_rows, seed)
     return [shuffled(example, seed) for example in drawn] if config.shuffle_options else drawn
 
@@ -273,7 +245,7 @@ def audit_training(config: DataConfig, questions: Sequence[Example]) -> LeakAudi
     Raises:
         DataError: If the training rows can't be read any more.
     """
-    rows = (example for _, split in _read(config) for example in split.examples)
+    rows = (example for source in read_sources(config) for example in source.examples)
     return audit_leaks(map(Fingerprint.of, rows), questions, config.near_duplicate)
 
 
@@ -313,5 +285,6 @@ def evaluation_set(config: DataConfig, seed: int) -> QuestionSet:
             "num_with_key": len(keyed),
             "num_used": len(drawn),
             "sha256": examples_hash(drawn),
+            "sha256_split": examples_hash(keyed),
         },
     )

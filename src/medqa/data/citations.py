@@ -9,7 +9,10 @@ from medqa.records import Example
 
 __all__ = ["points_at_picture", "strip_citations", "strip_pointers"]
 
-_PAGE = r"(?:pages?|pgs?|pp?|pno|pgno)(?![a-z])\s*[.:]?\s*(?:nos?|numbers?)?\s*[-.:;#/]*\s*\d+(?:\s*[-\u2013,&/.]\s*\d+)*"
+_PAGE = (
+    r"(?:pages?|pgs?|pp?|pno|pgno)(?![a-z])\s*[.:]?\s*(?:nos?|numbers?)?\s*[-.:;#/]*\s*"
+    r"\d+(?:\s*[-\u2013,&/.]\s*\d+)*"
+)
 _EDITION = (
     r"(?:\d+|[A-Za-z]+th|first|second|third|ninth)\s*(?:st|nd|rd|th)?\s*[-/]?\s*"
     r"(?:e(?![a-oq-z])|eds?\b|edn\b|edi?tion\b|editon\b)\.?"
@@ -37,17 +40,23 @@ _BOOKS = (
     r"textbook|text book|handbook|manual of|review of|principles of|essentials? of|synopsis"
 )
 _BOOK = re.compile(rf"\b(?:{_BOOKS})", re.IGNORECASE)
+# "Cancer Cell Biology. In D.L. Longo, A.S. Fauci (Eds), Harrison's Principles of Internal Medicine, 18e."
+_IN_BOOK = re.compile(
+    r"[^\n]{0,160}?\bIn:?\s+(?:[A-Z]\.\s?)+[A-Z][^\n]{0,400}?(?:\(Eds?\.?\)[^\n]{0,120}?\b(?:\d+\s?e\b|$)|$)"
+)
+_CLOSING = re.compile(r"(?:\s*[)\]},.;:-]+)*(?:\s*</?\\?p>)?")
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*])|\n")
 _WINDOW, _GAP, _MAX_TAIL = 320, 90, 200
+_MAX_HEAD, _MAX_BEHIND = 80, 25
 # Most texts hold nothing of the kind: a quick look spares them the long patterns.
-_HINT = re.compile(
-    r"[Rr][Ee][Ff]|ource|SOURCE|[Pp](?:age|g|no|p)?s?[.:\s-]{0,3}\d|\d\s*/?\s*e\b|[Ee][Dd](?:[Nn]|ition)?\b|http|www"
-)
+_WORDS = ("ref", "source", "edition", "http", "www", "text")
+_NUMBERS = re.compile(r"\d\s?(?:st|nd|rd|th)?\s?/?\s?[eE]|[Pp][AaGgNnOoEePpSs.]{0,4}\W{0,3}\d")
 
 
 def strip_citations(text: str, example: Example) -> str:
     """Remove references to books, editions and pages."""
-    if not _HINT.search(text):
+    lowered = text.lower()
+    if not any(word in lowered for word in _WORDS) and not _NUMBERS.search(text):
         return text
     text = _parenthesised(text)
     position = 0
@@ -89,10 +98,11 @@ def _citation_end(text: str, start: int) -> int | None:
         tail = text[start:]
         short = len(tail) <= _MAX_TAIL and not _is_prose(tail)
         line = _SENTENCE_END.search(tail)
-        if short or _BOOK.match(tail) and (line or len(tail) <= _MAX_TAIL):
+        if short or (_BOOK.match(tail) and (line or len(tail) <= _MAX_TAIL)):
             return len(text) if short or line is None else start + line.end()
         return None
-    rest = re.compile(r"(?:\s*[)\]},.;:-]+)*(?:\s*</?\\?p>)?").match(text, end)
+    chapter = _IN_BOOK.match(text, end)
+    rest = _CLOSING.match(text, chapter.end() if chapter else end)
     return rest.end() if rest else end
 
 
@@ -109,20 +119,19 @@ def _is_prose(text: str) -> bool:
 
 def _unmarked(text: str) -> str:
     """Remove a book with its page from the beginning or the end, where no word announces it."""
-    locators = list(_LOCATOR.finditer(text))
-    if not locators:
-        return text
-    first = locators[0]
-    head = text[: first.start()]
-    if len(head) <= 80 and _BOOK.search(head) and not re.search(r"[.!?]\s+[A-Z]", head[:-1]):
-        end = _citation_end(text, 0)
-        if end is not None:
-            return text[end:].lstrip(" .,;:*-")
-    last = locators[-1]
-    if len(text) - last.end() <= 25:
-        books = [m for m in _BOOK.finditer(text, max(0, last.start() - 140), last.start())]
-        if books:
-            start = books[0].start()
+    first = _LOCATOR.search(text, 0, _MAX_TAIL)
+    if first is not None:
+        head = text[: first.start()]
+        if len(head) <= _MAX_HEAD and _BOOK.search(head) and not re.search(r"[.!?]\s+[A-Z]", head[:-1]):
+            end = _citation_end(text, 0)
+            if end is not None:
+                return text[end:].lstrip(" .,;:*-")
+    locators = list(_LOCATOR.finditer(text, max(0, len(text) - _MAX_TAIL)))
+    last = locators[-1] if locators else None
+    if last is not None and len(text) - last.end() <= _MAX_BEHIND:
+        book = _BOOK.search(text, max(0, last.start() - _GAP - 50), last.start())
+        if book is not None:
+            start = book.start()
             opened = max(text.rfind(mark, 0, start) for mark in (". ", "\n", "? ", '" ', "("))
             cut = opened + 1 if opened >= 0 and start - opened <= 60 else start
             return text[:cut].rstrip(" (-*,;\"'")
@@ -134,24 +143,41 @@ _DETERMINER = r"(?:the|this|these|our|a|given|above|below|following|attached|adj
 _POINTER = re.compile(
     rf"""\b(?:see|refer(?:\s+to)?|(?:shown|given|depicted|seen|illustrated|described|explained|summari[sz]ed)\s+(?:in|by))
             \s+(?:{_DETERMINER}\s+){{0,3}}{_PICTURE}\b(?!\s+of\s+eight)
-        | \b{_DETERMINER}\s+(?:\w+\s+)?{_PICTURE}\s+(?:is\s+|are\s+)?(?:below|above|shows?\b|showing|depict\w*|given|illustrat\w*)
+        | \b{_DETERMINER}\s+(?:\w+\s+)?{_PICTURE}\s+(?:is\s+|are\s+)?
+            (?:below|above|shows?\b|showing|depict\w*|given|illustrat\w*)
         | \b{_PICTURE}\s+(?:is\s+|are\s+)?(?:given\s+|shown\s+)?below\b
-        | \b(?:below|above|following)\s+(?:given\s+|mentioned\s+|shown\s+)?(?:image|figure|diagram|table|flow\s?chart)s?\b
+        | \b(?:image|picture|diagram)\s+shown\b
+        | \b(?:below|above|following)\s+(?:given\s+|mentioned\s+|shown\s+)?
+            (?:image|figure|diagram|table|flow\s?chart)s?\b
         | \b(?:fig(?:ure)?|image|table|diagram)\b\s*[-.:]*\s*\d+(?:[-.]\d+)+
         | ^\s*(?:fig(?:ure)?|image|table|diagram)\b\s*[-.:]*\s*\d*\s*[-:.]+
         | <img\b[^>]*>?""",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
-_POINTER_HINT = re.compile(
-    r"image|picture|photo|fig|diagram|chart|table|graph|video|illustrat|<img", re.IGNORECASE
+_POINTER_WORDS = (
+    "image",
+    "pic",
+    "photo",
+    "fig",
+    "diagram",
+    "chart",
+    "table",
+    "graph",
+    "video",
+    "illustr",
+    "<img",
 )
-_MAX_SENTENCE = 300
+_MAX_SENTENCE = 160
 _QUESTION_POINTER = re.compile(
     r"""\b(?:shown|given|seen|depicted|marked|labell?ed|displayed|provided|attached|visible)\b[^.?\n]{0,25}?
-            \b(?:in|on|by)\b\s+(?:the\s+|this\s+)?(?:\w+\s+)?(?:image|picture|photo(?:graph)?|figure|diagram|illustration)\b
-        | \b(?:image|picture|photograph|figure|diagram)\b\s+(?:is\s+|are\s+)?(?:shown|given|below|above|depicts?|shows?)\b
+            \b(?:in|on|by)\b\s+(?:the\s+|this\s+)?(?:\w+\s+)?
+            (?:image|picture|photo(?:graph)?|figure|diagram|illustration)\b
+        | \b(?:image|picture|photograph|figure|diagram)\b\s+(?:is\s+|are\s+)?
+            (?:shown|given|below|above|depicts?|shows?)\b
         | \b(?:below|above|following|given)\s+(?:given\s+|shown\s+)?(?:image|picture|photograph|figure|diagram)\b
         | \bidentify\b[^.?\n]{0,40}\b(?:image|picture|photo(?:graph)?|figure|diagram|shown|marked|arrow)\b
+        | \b(?:condition|structure|area|lesion|instrument|sign|finding|device|x-?ray|ct|mri|ecg)\s+
+            (?:is\s+)?shown\s+(?:above|below|here)\b
         | \b(?:marked|shown)\b[^.?\n]{0,20}\barrow\b | \bspot\s+the\s+diagnosis\b | <img\b""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -164,7 +190,8 @@ def points_at_picture(question: str) -> bool:
 
 def strip_pointers(text: str, example: Example) -> str:
     """Remove sentences that point at an image or a table."""
-    if not _POINTER_HINT.search(text) or not _POINTER.search(text):
+    lowered = text.lower()
+    if not any(word in lowered for word in _POINTER_WORDS) or not _POINTER.search(text):
         return text
     text = re.sub(r"\s*\([^()]{1,120}\)", lambda m: "" if _POINTER.search(m[0]) else m[0], text)
     pieces = re.split(r"(?<=[.!?])(\s+)(?=[A-Z*(\d-])|(\n+)", text)
@@ -174,4 +201,4 @@ def strip_pointers(text: str, example: Example) -> str:
             kept.append(piece or "")
         elif len(piece) > _MAX_SENTENCE:  # no sentence but a page without full stops
             kept.append(_POINTER.sub("", piece))
-    return "".join(kept).strip()
+    return "".join(kept).strip().lstrip(".,;:) ")

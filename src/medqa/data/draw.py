@@ -60,8 +60,8 @@ def reordered(example: Example, order: Sequence[int]) -> Example:
 def shuffled(example: Example, seed: int) -> Example:
     """Shuffle the options by hash; a question whose options speak of each other stays as it is.
 
-    "All of the above" keeps its place, and with it, where it is last, what is above it. Where options are named
-    by letter ("both A and B"), or the explanation still does so, no option can move.
+    "All of the above" keeps its place. Where options are named by letter ("both A and B"), or the explanation
+    still does so, no option can move.
     """
     anchored = [is_anchored(option) for option in example.options]
     if any(_is_combination(option) for option in example.options) or names_letters(example.explanation or ""):

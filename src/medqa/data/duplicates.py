@@ -16,7 +16,7 @@ from datasketch import MinHash, MinHashLSH
 from medqa.data.vocabulary import LOST
 from medqa.records import Example
 
-__all__ = ["Fingerprint", "NearIndex", "Groups", "group_duplicates", "normalise", "same_meaning"]
+__all__ = ["Fingerprint", "Groups", "NearIndex", "group_duplicates", "normalise", "same_meaning", "sketches"]
 
 RUN_WORDS = 3
 NUM_PERMUTATIONS = 64
@@ -28,9 +28,54 @@ _LOST = re.compile("|".join(LOST))
 _CHUNK = 4096
 # Questions that differ in one of these words ask for something else.
 _TURNS = frozenset(
-    "not no except false true incorrect correct wrong least most never without non neither nor all none "
-    "increased decreased increase decrease left right upper lower anterior posterior medial lateral male female "
-    "agonist antagonist hyper hypo first second third earliest last best worst more less before after".split()
+    [
+        "not",
+        "no",
+        "except",
+        "false",
+        "true",
+        "incorrect",
+        "correct",
+        "wrong",
+        "least",
+        "most",
+        "never",
+        "without",
+        "non",
+        "neither",
+        "nor",
+        "all",
+        "none",
+        "increased",
+        "decreased",
+        "increase",
+        "decrease",
+        "left",
+        "right",
+        "upper",
+        "lower",
+        "anterior",
+        "posterior",
+        "medial",
+        "lateral",
+        "male",
+        "female",
+        "agonist",
+        "antagonist",
+        "hyper",
+        "hypo",
+        "first",
+        "second",
+        "third",
+        "earliest",
+        "last",
+        "best",
+        "worst",
+        "more",
+        "less",
+        "before",
+        "after",
+    ]
 )
 
 
@@ -115,7 +160,7 @@ class NearIndex:
 
 
 def sketches(fingerprints: Iterable[Fingerprint]) -> Iterator[tuple[Fingerprint, MinHash]]:
-    """Pair fingerprints with their MinHash, some thousand at a time: memory doesn't grow with their number."""
+    """Pair fingerprints with their MinHash, some thousand at a time."""
     chunk: list[Fingerprint] = []
 
     def flush() -> Iterator[tuple[Fingerprint, MinHash]]:
@@ -142,7 +187,7 @@ class Groups:
 
     Attributes:
         split: For each row, the number of its group; a group is never cut by a split.
-        duplicates: Groups of rows that say the same, each with its keys in agreement; the row to keep first.
+        duplicates: Groups of rows that say the same and agree in their key; the row to keep comes first.
         conflicts: Groups of rows that say the same and give different keys.
     """
 

@@ -52,7 +52,7 @@ def contradicted_key(example: Example) -> Example | Drop:
         return example
     for_named = overlap(example.options[named], rest[:_NEXT_CHARACTERS])
     for_key = overlap(example.options[example.answer], rest[:_NEXT_CHARACTERS])
-    if for_key > for_named:
+    if for_key and for_key >= for_named:
         return example
     score = 0.95 if for_named >= 0.5 > for_key else 0.75 if for_named > for_key else 0.6
     return Drop(f"the explanation says {letters[0]}, the key {LETTERS[example.answer]}", score)

@@ -15,6 +15,9 @@ _TAG = re.compile(
 )
 # "&;" is an apostrophe that lost its name; "&nbsp" often lost its semicolon.
 _BROKEN_ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d{2,4})(?!;)(?=\W|$)", re.IGNORECASE)
+# Line breaks that were written out, and what is left of a dash that was read in the wrong encoding.
+_WRITTEN_BREAK = re.compile(r"(?:\\[rn])+(?![a-z])")
+_BROKEN_DASH = re.compile(r"aEUR(?:\(tm\)|[\"'\u2122\u00a6]|cent)?")
 _SPACE = re.compile(r"[ \t\r\f\v\u00a0\u200b]+")
 _BULLET = re.compile(
     r"(?:(?<=[\s.:;,)])|^)(?:[\u2022\u25cf\u25aa\u25ba\u25e6\u25a0\u00a7\u00d8\u27a2\u27a4\u2714\u2713\uf0b7\uf0a7\uf0d8*#\u00ae]+\s*(?=\S)"
@@ -30,6 +33,10 @@ _PUNCTUATION = re.compile(r"(?<=[a-z]{3})([.?!;,:)])(?=[A-Z][a-z]{2})")
 
 def strip_markup(text: str, example: Example | None = None) -> str:
     """Remove HTML tags and resolve entities."""
+    if "\\" in text:
+        text = _WRITTEN_BREAK.sub(" ", text)
+    if "aEUR" in text:
+        text = _BROKEN_DASH.sub(" ", text)
     if "<" in text:
         text = _TAG.sub(" ", text)
     if "&" in text:
@@ -42,6 +49,8 @@ def strip_markup(text: str, example: Example | None = None) -> str:
 
 def collapse_space(text: str, example: Example | None = None) -> str:
     """Write runs of blanks as one, and drop empty lines."""
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()
     lines = (_SPACE.sub(" ", line).strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line)
 

@@ -26,7 +26,7 @@ DROPPED = ("exact", "near", "stem")
 """Kinds for which the training rows are left out."""
 
 _MIN_KEY_LETTERS = 6
-_MIN_OPTION_WORDS = 4
+_MIN_OPTION_LETTERS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,7 @@ class LeakAudit:
         }
 
 
-def audit_leaks(
-    train: Iterable[Fingerprint], evaluation: Sequence[Example], threshold: float
-) -> LeakAudit:
+def audit_leaks(train: Iterable[Fingerprint], evaluation: Sequence[Example], threshold: float) -> LeakAudit:
     """Look for evaluation questions in the training rows.
 
     The evaluation questions are held in memory, the training rows pass by.
@@ -83,7 +81,7 @@ def audit_leaks(
         exact.setdefault(fingerprint.exact, []).append(number)
         if fingerprint.question.count(" ") >= RUN_WORDS:
             stems.setdefault((fingerprint.question, fingerprint.key), []).append(number)
-        if len(" ".join(fingerprint.options).split()) >= _MIN_OPTION_WORDS:
+        if len("".join(fingerprint.options)) >= _MIN_OPTION_LETTERS:  # "A", "B", "C", "D" says nothing
             options.setdefault((fingerprint.options, fingerprint.key), []).append(number)
     pairs: dict[str, list[tuple[int, int]]] = {kind: [] for kind in KINDS}
     train_rows: dict[int, str] = {}

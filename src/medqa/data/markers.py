@@ -61,7 +61,8 @@ _ANCHORED = re.compile(
       | ^\W*(?:all|none|both|any|neither|either|nil|n\.?o\.?t\.?a|a\.?o\.?t\.?a)\W*(?:of\b.{0,12})?$
       | ^\W*(?:both|only|all|either|neither)?\W*(?:options?\s*)?[(\['"]?[a-e][)\]'"]?\s*
             (?:(?:,|&|\+|/|and|or|nor|but\s+not)\s*[(\['"]?[a-e][)\]'"]?\s*)+(?:only|both|are\s+\w+|is\s+\w+)?\W*$
-      | ^\W*(?:both|only|all|either|neither)?\W*(?:options?\s*)?\(?[1-5]\)?\s*(?:(?:,|&|\+|and|or)\s*\(?[1-5]\)?\s*)+(?:only|both)?\W*$
+      | ^\W*(?:both|only|all|either|neither)?\W*(?:options?\s*)?\(?[1-5]\)?\s*
+            (?:(?:,|&|\+|and|or)\s*\(?[1-5]\)?\s*)+(?:only|both)?\W*$
       | \b(?:both|only|either|neither|options?)\s+[(\['"]?[A-E][)\]'"]?(?:\s|$)""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -158,5 +159,5 @@ def spell_out_references(text: str, example: Example) -> str:
 
 
 def is_anchored(option: str) -> bool:
-    """Say whether an option speaks of other options, so that its question's order must stay: "all of the above"."""
+    """Say whether an option speaks of other options and has to keep its place: "all of the above"."""
     return bool(_ANCHORED.search(option))

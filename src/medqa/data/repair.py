@@ -100,7 +100,7 @@ class Lexicon:
         return _WORD.sub(mend, text)
 
     def _is_part(self, match: re.Match[str], repair: Repair) -> bool:
-        """Say whether what looks damaged is a part of a longer word or sign: "gra-dients", "hea-d", "PaO2"."""
+        """Say whether what looks damaged is a part of a longer word: "gra-dients", "hea-d", "PaO2"."""
         before, written, after = match.groups(default="")
         if after and self._known.is_known(repair.damaged + after.lstrip(_HYPHEN + " ")):
             return True
@@ -149,10 +149,9 @@ def _judge(damaged: str, wholes: list[tuple[int, str, str]], vocabulary: Vocabul
 
 def _is_plausible(damaged: str, whole: str, num_whole: int, absence: float, vocabulary: Vocabulary) -> bool:
     """Ask more of an unknown word the shorter it is and the rarer the whole one."""
-    if absence < _MIN_ABSENCE and num_whole < _MIN_ROWS_WHOLE:
-        # The rows say little about this word: then it has to be a known one.
-        if not (num_whole and vocabulary.is_english(whole) and len(damaged) > _SHORT):
-            return False
+    known = num_whole > 0 and vocabulary.is_english(whole) and len(damaged) > _SHORT
+    if absence < _MIN_ABSENCE and num_whole < _MIN_ROWS_WHOLE and not known:
+        return False  # the rows say little about this word
     if len(damaged) <= _SHORT:
         enough = _MIN_ROWS_WHOLE if absence >= _MIN_ABSENCE else _MIN_ROWS_WHOLE_RARE_LOSS
         return num_whole >= enough

@@ -4,17 +4,27 @@ A rule is a pure function, Example -> Example or Drop. It never changes which op
 empties a question or an option, and applied twice does what it does once.
 """
 
-import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
+from medqa.data.workers import map_in_processes
 from medqa.errors import ConfigError
-from medqa.records import Example
+from medqa.records import LETTERS, Example
 
-__all__ = ["NUM_SAMPLES", "Drop", "Outcome", "Rule", "RuleResult", "apply_rules", "chosen_rules", "collect"]
+__all__ = [
+    "NUM_SAMPLES",
+    "Drop",
+    "Results",
+    "Rule",
+    "RuleResult",
+    "apply_rules",
+    "chosen_rules",
+    "clean_rows",
+]
 
 NUM_SAMPLES = 10
 _MAX_PASSES = 4
+_CHUNK = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,30 +61,16 @@ class RuleResult:
 
     Attributes:
         num_changed: Rows that it changed.
-        num_dropped: Rows that it left out.
-        changed: Some of the changes: row, field, text before, text after.
-        dropped: Some of the rows left out, with the reason.
+        changed: The first of them: id, field, text before, text after.
+        dropped: The rows that it left out, with the reason.
     """
 
     num_changed: int = 0
-    num_dropped: int = 0
     changed: list[tuple[str, str, str, str]] = dataclasses.field(default_factory=list)
     dropped: list[tuple[Example, Drop]] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass
-class Outcome:
-    """What became of one row.
-
-    Attributes:
-        example: The row as far as the rules went.
-        changes: Name of each rule that changed it, with the row before and after.
-        drop: The rule that left it out and its reason, or None.
-    """
-
-    example: Example
-    changes: list[tuple[str, Example, Example]]
-    drop: tuple[str, Drop] | None = None
+Results = dict[str, RuleResult]
 
 
 def chosen_rules(rules: Sequence[Rule], skip: Sequence[str]) -> list[Rule]:
@@ -90,55 +86,80 @@ def chosen_rules(rules: Sequence[Rule], skip: Sequence[str]) -> list[Rule]:
     return [rule for rule in rules if rule.name not in skip]
 
 
-def apply_rules(rules: Sequence[Rule], example: Example) -> Outcome:
+def apply_rules(rules: Sequence[Rule], example: Example, results: Results | None = None) -> Example | Drop:
     """Apply rules in their order, again until nothing changes.
 
     One rule's cut may lay bare what an earlier one looks for: a marker behind a citation.
+
+    Args:
+        rules: The rules.
+        example: One row.
+        results: Where to count what they do.
     """
-    outcome = Outcome(example, [])
+    published, changed_by = (example.question, *example.options), set()
     for _ in range(_MAX_PASSES):
-        before = outcome.example
+        before = example
         for rule in rules:
-            result = rule.apply(outcome.example)
+            result = rule.apply(example)
             if isinstance(result, Drop):
-                outcome.drop = (rule.name, result)
-                return outcome
-            if result is not outcome.example and result != outcome.example:
-                outcome.changes.append((rule.name, outcome.example, result))
-                outcome.example = result
-        if outcome.example is before:
+                if results is not None:
+                    results[rule.name].dropped.append((example, result))
+                return result
+            if result is not example and result != example:
+                if results is not None:
+                    _count(results[rule.name], example, result, first=rule.name not in changed_by)
+                changed_by.add(rule.name)
+                example = result
+        if example is before:
             break
-    published = (example.question, *example.options)
-    if published != (outcome.example.question, *outcome.example.options) and example.original is None:
-        outcome.example = dataclasses.replace(outcome.example, original=published)
-    return outcome
+    if published != (example.question, *example.options) and example.original is None:
+        example = dataclasses.replace(example, original=published)
+    return example
 
 
-def collect(rules: Sequence[Rule], outcomes: Iterable[Outcome]) -> dict[str, RuleResult]:
-    """Count what the rules did, with samples."""
-    results = collections.OrderedDict((rule.name, RuleResult()) for rule in rules)
-    for outcome in outcomes:
-        seen = set()
-        for name, before, after in outcome.changes:
-            result = results[name]
-            if name not in seen:
-                result.num_changed += 1
-                seen.add(name)
-            if len(result.changed) < NUM_SAMPLES:
-                result.changed.append((outcome.example.id, *_difference(before, after)))
-        if outcome.drop is not None:
-            name, drop = outcome.drop
-            results[name].num_dropped += 1
-            results[name].dropped.append((outcome.example, drop))
-    return results
+def _count(result: RuleResult, before: Example, after: Example, *, first: bool) -> None:
+    result.num_changed += first
+    if first and len(result.changed) < NUM_SAMPLES:
+        result.changed.append((before.id, *_difference(before, after)))
 
 
 def _difference(before: Example, after: Example) -> tuple[str, str, str]:
-    for letter, (old, new) in zip(
-        "ABCDEFGHIJ", zip(before.options, after.options, strict=True), strict=False
-    ):
-        if old != new:
-            return f"option {letter}", old, new
+    """Name the first field that differs, with both texts."""
     if before.question != after.question:
         return "question", before.question, after.question
+    for letter, old, new in zip(LETTERS, before.options, after.options, strict=False):
+        if old != new:
+            return f"option {letter}", old, new
     return "explanation", before.explanation or "", after.explanation or ""
+
+
+def clean_rows(
+    rules: Sequence[Rule], examples: Sequence[Example], advance: Callable[[int], None] = lambda n: None
+) -> tuple[list[Example], Results]:
+    """Apply rules to every row of a corpus, on all processors where that pays.
+
+    Args:
+        rules: The rules.
+        examples: The rows.
+        advance: Told how many rows are done.
+
+    Returns:
+        The rows that are left, and what each rule did.
+    """
+
+    def work(start: int) -> tuple[list[Example], Results]:
+        results = {rule.name: RuleResult() for rule in rules}
+        cleaned = (apply_rules(rules, e, results) for e in examples[start : start + _CHUNK])
+        return [e for e in cleaned if isinstance(e, Example)], results
+
+    kept: list[Example] = []
+    total = {rule.name: RuleResult() for rule in rules}
+    starts = range(0, len(examples), _CHUNK)
+    for start, (rows, results) in zip(starts, map_in_processes(work, starts), strict=True):
+        kept += rows
+        for name, result in results.items():
+            total[name].num_changed += result.num_changed
+            total[name].changed = (total[name].changed + result.changed)[:NUM_SAMPLES]
+            total[name].dropped += result.dropped
+        advance(min(_CHUNK, len(examples) - start))
+    return kept, total

@@ -14,7 +14,11 @@ __all__ = ["hold_back"]
 
 
 def hold_back(
-    examples: Sequence[Example], groups: Sequence[int], share: float, purpose: str, taken: set[int] | None = None
+    examples: Sequence[Example],
+    groups: Sequence[int],
+    share: float,
+    purpose: str,
+    taken: set[int] | None = None,
 ) -> set[int]:
     """Choose rows to hold back: whole groups of like questions, from every subject its share.
 

@@ -15,7 +15,7 @@ from medqa.trust.metrics import (
     wilson_interval,
 )
 
-__all__ = ["compare", "summarise"]
+__all__ = ["compare", "summarise", "without_flagged"]
 
 BoolArray = np.typing.NDArray[np.bool_]
 
@@ -84,3 +84,22 @@ def compare(base: Sequence[Prediction], tuned: Sequence[Prediction]) -> dict[str
         "num_broken": int(np.sum(before & ~after)),
         "mcnemar_p": mcnemar_p(before, after),
     }
+
+
+def without_flagged(
+    base: Sequence[Prediction], tuned: Sequence[Prediction], flagged: set[str]
+) -> dict[str, Any] | None:
+    """Measure both models on the questions that no leak audit flagged.
+
+    Returns:
+        Accuracy of both and their comparison; None if nothing is flagged, or everything.
+    """
+    kept = [(a, b) for a, b in zip(base, tuned, strict=True) if a.id not in flagged]
+    if not flagged or not any(a.status == "scored" and b.status == "scored" for a, b in kept):
+        return None
+    before, after = [a for a, _ in kept], [b for _, b in kept]
+
+    def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
+        return _accuracy(np.array([p.choice == answer for p, answer in _scored(predictions)]))
+
+    return {"base": accuracy(before), "tuned": accuracy(after), "change": compare(before, after)}

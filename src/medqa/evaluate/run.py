@@ -2,18 +2,22 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medqa.config import EvaluateConfig, RunConfig, SourceConfig
 from medqa.data.build import QuestionSet, evaluation_set
 from medqa.errors import DataError
-from medqa.evaluate.report import compare, summarise
+from medqa.evaluate.leaks import find_leaks
+from medqa.evaluate.report import compare, summarise, without_flagged
 from medqa.evaluate.score import PromptKind, default_batch_tokens, make_items, score_items
 from medqa.files import write_json, write_jsonl
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.lora import without_adapter
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
+from medqa.recipe import changed_config
 from medqa.records import Prediction
 from medqa.runs import RunFolder, provenance
 
@@ -23,12 +27,17 @@ REPORT_VERSION = 1
 
 
 def evaluate(
-    path: Path, *, max_rows: int | None = None, trust_remote_code: str | None = None
+    path: Path,
+    settings: Sequence[str] = (),
+    *,
+    max_rows: int | None = None,
+    trust_remote_code: str | None = None,
 ) -> dict[str, Any]:
     """Score base and tuned model of a run; see `evaluate_tuned`.
 
     Args:
         path: Run folder.
+        settings: `a.b=v` settings of data and evaluate to change, to measure on other questions, for one.
         max_rows: Measure on at most this many questions; all if not given.
         trust_remote_code: Name of the base model, if its own code may run.
 
@@ -36,18 +45,28 @@ def evaluate(
         MedQAError: Of the kind that says what is wrong.
     """
     run = RunFolder.open(path)
-    config = run.config
+    config = _config(run.config, settings)
     data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
     questions = evaluation_set(data, config.train.seed)
     if trained_on := set(questions.record["files"]) & set(run.record["data"]["files"]):
         raise DataError(
             f"{sorted(trained_on)[0]} was trained on: a score on it would mean nothing",
-            "keep questions apart: a folder with train.jsonl and validation.jsonl, say",
+            "give other questions: --set data.name=... or --set data.eval_split=...",
         )
-    return evaluate_tuned(load_tuned(path, trust_remote_code), questions)
+    return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
 
 
-def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
+def _config(trained: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """Change the settings; another source begins with the defaults, not with the training source's columns."""
+    if any(setting.split("=")[0].strip() == "data.name" for setting in settings):
+        source = SourceConfig().model_dump(exclude={"name"})
+        trained = trained.model_copy(update={"data": trained.data.model_copy(update=source)})
+    return changed_config(trained, settings, ("data", "evaluate"))
+
+
+def evaluate_tuned(
+    tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig | None = None
+) -> dict[str, Any]:
     """Score base and tuned model, and write report.json and predictions.jsonl into the run.
 
     On a part of the questions, the files are named for their number, report-N.json, and leave the whole
@@ -57,13 +76,18 @@ def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
         The content of report.json.
     """
     path, start = tuned.run.path, time.monotonic()
-    predictions = _predict(tuned, questions)
+    leaks = find_leaks(tuned.run, questions)
+    flagged = {id for ids in leaks["flagged"].values() for id in ids} if leaks["looked_for"] else set()
+    predictions = _predict(tuned, questions, config or tuned.run.config.evaluate)
     seconds = time.monotonic() - start
     scores = {
         prompt: {
             "base": summarise(predictions[prompt, "base"]),
             "tuned": summarise(predictions[prompt, "tuned"]),
             "change": compare(predictions[prompt, "base"], predictions[prompt, "tuned"]),
+            "without_flagged": without_flagged(
+                predictions[prompt, "base"], predictions[prompt, "tuned"], flagged
+            ),
         }
         for prompt in dict.fromkeys(prompt for prompt, _ in predictions)
     }
@@ -73,6 +97,7 @@ def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
         "whole_split": questions.whole,
         "base_model": tuned.run.record["base_model"]["name"],
         "data": questions.record,
+        "leaks": leaks,
         "scores": scores,
         "device": tuned.device.record(),
         "selftest": last_selftest(tuned.device),
@@ -92,8 +117,9 @@ def evaluate_tuned(tuned: TunedModel, questions: QuestionSet) -> dict[str, Any]:
     return report
 
 
-def _predict(tuned: TunedModel, questions: QuestionSet) -> dict[tuple[str, str], list[Prediction]]:
-    config = tuned.run.config.evaluate
+def _predict(
+    tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig
+) -> dict[tuple[str, str], list[Prediction]]:
     batch_tokens = config.batch_tokens
     if batch_tokens == "auto":
         batch_tokens = default_batch_tokens(tuned.device)

@@ -46,6 +46,7 @@ def train(config: RunConfig, path: Path, recipe: str, environment: dict[str, Any
     """
     if path.exists():
         RunFolder.create(path, config, recipe)  # says what to do instead
+    config = _with_whole_paths(config)
     prepared = _Prepared(config)
     run = RunFolder.create(path, config, recipe)
     write_json(path / "data.json", prepared.corpus.record)
@@ -84,6 +85,19 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
         log.warning("%s", text)
         run.note(text)
     return _train(run, prepared)
+
+
+def _with_whole_paths(config: RunConfig) -> RunConfig:
+    """Write local names as whole paths, so that the run works from any folder."""
+
+    def whole(name: str) -> str:
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
+
+    mix = tuple(part.model_copy(update={"name": whole(part.name)}) for part in config.data.mix)
+    data = config.data.model_copy(update={"name": whole(config.data.name), "mix": mix})
+    model = config.model.model_copy(update={"name": whole(config.model.name)})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 class _Prepared:

@@ -1,0 +1,83 @@
+"""The `data` verb: build a corpus, or explain what is wrong with a file."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from medqa.cli.output import print_json
+from medqa.config import DataConfig, RunConfig
+from medqa.data.build import build_corpus
+from medqa.data.check import check_file
+from medqa.data.folder import write_corpus
+from medqa.errors import ConfigError, DataError
+from medqa.runs import new_run_path
+
+__all__ = ["build_data", "check_data", "source_settings"]
+
+_NUM_PLACES = 20
+
+
+def source_settings(mapping: Sequence[str], check: Path | None) -> list[str]:
+    """Turn `--map FIELD=COLUMN` and `--check FILE` into settings.
+
+    Raises:
+        ConfigError: If a mapping has no `=`.
+    """
+    settings = [f"data.name={json.dumps(str(check))}"] if check else []
+    for item in mapping:
+        field, equals, column = item.partition("=")
+        if not equals or not field.strip() or not column:
+            raise ConfigError(
+                f"--map {item!r} is not of the form FIELD=COLUMN", "such as --map question=stem"
+            )
+        settings.append(f"data.map.{field.strip()}={json.dumps(column)}")  # a column may be called 1 or yes
+    return settings
+
+
+def build_data(config: RunConfig, recipe: str, out: Path | None, *, as_json: bool) -> None:
+    """Build the corpus of a recipe into a folder and print what was done."""
+    path = out or new_run_path(recipe, "data")
+    if path.exists():
+        raise DataError(f"{path} is there already", "--out gives another name")
+    corpus = build_corpus(config.data, config.train.seed)
+    write_corpus(corpus, config.data, path)
+    record = corpus.record
+    if as_json:
+        print_json({"folder": str(path), **record})
+        return
+    changed = [(rule["num_changed"], rule["num_dropped"], name) for name, rule in record["rules"].items()]
+    width = max(len(name) for *_, name in changed)
+    print(f"{'rule':<{width}}  {'changed':>8}  {'left out':>8}")
+    for num_changed, num_dropped, name in changed:
+        print(f"{name:<{width}}  {num_changed:>8,}  {num_dropped:>8,}")
+    print(f"{'duplicates':<{width}}  {'':>8}  {record['duplicates']['num_left_out']:>8,}")
+    print(f"{'conflicts':<{width}}  {'':>8}  {record['conflicts']['num_rows']:>8,}")
+    if leaks := record["leaks"]:
+        print(f"{'leaks':<{width}}  {'':>8}  {leaks['num_train_rows_left_out']:>8,}")
+        print(
+            f"\n{leaks['num_flagged']:,} of {leaks['num_questions']:,} evaluation questions are flagged: "
+            + ", ".join(f"{count:,} {kind}" for kind, count in leaks["counts"].items() if count)
+        )
+    splits = record["splits"]
+    print(
+        f"\nTrain     {splits['train']['num_used']:,} questions, {record['num_with_explanation']:,} explained"
+    )
+    print(f"Held back {splits['calibration']['num_used']:,} for calibration, ", end="")
+    print(f"{splits['early_stopping']['num_used']:,} for early stopping")
+    print(f"Licences  {', '.join(record['licences'])}")
+    print(f"Page      {path}/data_report.html")
+    print(f"Next      medqa train {recipe}   (with the same settings; it builds the same questions)")
+
+
+def check_data(config: DataConfig, file: Path, *, as_json: bool) -> bool:
+    """Explain every problem of a file; say whether training would take it."""
+    if not file.exists():
+        raise DataError(f"no file {str(file)!r}", "check the path")
+    result = check_file(config)
+    if as_json:
+        print_json(result.to_json())
+    else:
+        print("\n".join(result.lines(None if not sys.stdout.isatty() else _NUM_PLACES)))
+        print(f"\n{'Training would take it.' if result.trainable else 'Training would refuse it.'}")
+    return result.trainable
