@@ -120,8 +120,8 @@ def data(
 ) -> None:
     """Build the questions to train on, with a page that says what was done to every row.
 
-    Writes train.jsonl, calibration.jsonl, early_stopping.jsonl, data.json and data_report.html. Nothing leaves
-    the machine. --check exits with 2 if training would refuse the file.
+    Writes train.jsonl, calibration.jsonl, early_stopping.jsonl, data.json and data_report.html. Nothing
+    leaves the machine. --check exits with 2 if training would refuse the file.
 
     Examples:
       medqa data --set data.name=path/to/medmcqa

@@ -138,12 +138,16 @@ def _unmarked(text: str) -> str:
     return text
 
 
-_PICTURE = r"(?:image|picture|photo(?:graph)?|figure|fig|diagram|flow\s?chart|table|chart|graph|video|illustration)s?"
+_PICTURE = (
+    r"(?:image|picture|photo(?:graph)?|figure|fig|diagram|flow\s?chart|table|chart|graph|video"
+    r"|illustration)s?"
+)
 _DETERMINER = r"(?:the|this|these|our|a|given|above|below|following|attached|adjacent|next|same)"
 _POINTER = re.compile(
-    rf"""\b(?:see|refer(?:\s+to)?|(?:shown|given|depicted|seen|illustrated|described|explained|summari[sz]ed)\s+(?:in|by))
+    rf"""\b(?:see|refer(?:\s+to)?
+              |(?:shown|given|depicted|seen|illustrated|described|explained|summari[sz]ed)\s+(?:in|by))
             \s+(?:{_DETERMINER}\s+){{0,3}}{_PICTURE}\b(?!\s+of\s+eight)
-        | \b{_DETERMINER}\s+(?:\w+\s+)?{_PICTURE}\s+(?:is\s+|are\s+)?
+        | \b{_DETERMINER}\s+(?!clinical)(?:\w+\s+)?{_PICTURE}\s+(?:is\s+|are\s+)?
             (?:below|above|shows?\b|showing|depict\w*|given|illustrat\w*)
         | \b{_PICTURE}\s+(?:is\s+|are\s+)?(?:given\s+|shown\s+)?below\b
         | \b(?:image|picture|diagram)\s+shown\b
@@ -154,19 +158,7 @@ _POINTER = re.compile(
         | <img\b[^>]*>?""",
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
-_POINTER_WORDS = (
-    "image",
-    "pic",
-    "photo",
-    "fig",
-    "diagram",
-    "chart",
-    "table",
-    "graph",
-    "video",
-    "illustr",
-    "<img",
-)
+_POINTER_WORDS = ("image", "pic", "photo", "fig", "diagram", "chart", "table", "graph", "video", "<img")
 _MAX_SENTENCE = 160
 _QUESTION_POINTER = re.compile(
     r"""\b(?:shown|given|seen|depicted|marked|labell?ed|displayed|provided|attached|visible)\b[^.?\n]{0,25}?
@@ -174,7 +166,8 @@ _QUESTION_POINTER = re.compile(
             (?:image|picture|photo(?:graph)?|figure|diagram|illustration)\b
         | \b(?:image|picture|photograph|figure|diagram)\b\s+(?:is\s+|are\s+)?
             (?:shown|given|below|above|depicts?|shows?)\b
-        | \b(?:below|above|following|given)\s+(?:given\s+|shown\s+)?(?:image|picture|photograph|figure|diagram)\b
+        | \b(?:below|above|following|given)\s+(?:given\s+|shown\s+)?
+            (?:image|picture|photograph|figure|diagram)\b
         | \bidentify\b[^.?\n]{0,40}\b(?:image|picture|photo(?:graph)?|figure|diagram|shown|marked|arrow)\b
         | \b(?:condition|structure|area|lesion|instrument|sign|finding|device|x-?ray|ct|mri|ecg)\s+
             (?:is\s+)?shown\s+(?:above|below|here)\b

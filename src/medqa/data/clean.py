@@ -45,7 +45,7 @@ def _explanation(change: TextRule) -> Callable[[Example], Example]:
         if example.explanation is None:
             return example
         text = change(example.explanation, example)
-        if text == example.explanation:
+        if text == example.explanation and text.strip():
             return example
         return dataclasses.replace(example, explanation=text if text.strip() else None)
 

@@ -53,6 +53,7 @@ _REFERENCE = re.compile(
 )
 _ONE = re.compile(r"\b(?:[A-Ea-e]|[1-5])\b")
 _WORD = re.compile(r"[^\W_]+")
+_CERTAIN = re.compile(r"^\W*(?:\d+\W+)?(?:the\s+)?(?:correct\s+)?ans|\bi\s*\.?\s*e\b", re.IGNORECASE)
 _EXPLANATION = re.compile(r"[\s.:;,-]*\bExplanations?\s*[:-]+\s*")
 _NEXT_CHARACTERS = 120
 
@@ -70,10 +71,12 @@ _ANCHORED = re.compile(
 
 def strip_opening(text: str, example: Example) -> str:
     """Remove openings that only name the key, and the word "Explanation:" behind them."""
+    certain = False
     for _ in range(_MAX_OPENINGS):
         match = _MARKER.match(text)
-        if match is None or not _is_key(match, text, example):
+        if match is None or not (_is_key(match, text, example) or (certain and not match["bare"])):
             break
+        certain = certain or bool(_CERTAIN.search(match[0]))
         text = text[match.end() :]
     if "xplanation" in text:
         text = _EXPLANATION.sub(lambda m: ". " if m.start() else "", text)
@@ -82,7 +85,7 @@ def strip_opening(text: str, example: Example) -> str:
 
 def _is_key(match: re.Match[str], text: str, example: Example) -> bool:
     """Say whether an opening names the key, and is not the first of a list that goes through the options."""
-    if example.answer is None or re.match(r"\W*(?:the\s+)?(?:correct\s+)?ans", match[0], re.IGNORECASE):
+    if example.answer is None or _CERTAIN.search(match[0]):
         return True
     found = re.search(r"\b[a-eA-E]\b", match[0])
     if found is None:

@@ -36,18 +36,18 @@ def hold_back(
     for row, group in enumerate(groups):
         members[group].append(row)
     strata: dict[str, list[tuple[str, list[int]]]] = collections.defaultdict(list)
+    sizes: collections.Counter[str] = collections.Counter()
     for rows in members.values():
-        if taken and not taken.isdisjoint(rows):
-            continue
         # The least hash stands for the group, so that the order of its rows doesn't matter.
-        row = min(rows, key=lambda r: _hash(examples[r], purpose))
-        strata[examples[row].subject or ""].append((_hash(examples[row], purpose), rows))
+        least, subject = min((_hash(examples[row], purpose), examples[row].subject or "") for row in rows)
+        sizes[subject] += len(rows)
+        if not taken or taken.isdisjoint(rows):
+            strata[subject].append((least, rows))
     chosen: set[int] = set()
     owed = 0.0
-    for subject in sorted(strata):
-        stratum = sorted(strata[subject])
-        owed += share * sum(len(rows) for _, rows in stratum)
-        for _, rows in stratum:
+    for subject in sorted(sizes):
+        owed += share * sizes[subject]
+        for _, rows in sorted(strata[subject]):
             if len(rows) > owed:
                 break
             chosen.update(rows)

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def find_leaks(run: RunFolder, questions: QuestionSet) -> dict[str, Any]:
-    """Flag questions: as the run's own audit did, or, for other questions, by reading its training rows again.
+    """Flag questions: as the run's own audit did, or else by reading its training rows again.
 
     Returns:
         `looked_for`, and if so the ids of flagged questions by kind, with counts; else the reason.

@@ -57,7 +57,7 @@ def evaluate(
 
 
 def _config(trained: RunConfig, settings: Sequence[str]) -> RunConfig:
-    """Change the settings; another source begins with the defaults, not with the training source's columns."""
+    """Change the settings; another source begins with the defaults, not with the columns of this one."""
     if any(setting.split("=")[0].strip() == "data.name" for setting in settings):
         source = SourceConfig().model_dump(exclude={"name"})
         trained = trained.model_copy(update={"data": trained.data.model_copy(update=source)})

@@ -91,8 +91,11 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     """Write local names as whole paths, so that the run works from any folder."""
 
     def whole(name: str) -> str:
-        path = Path(name).expanduser()
-        return str(path.resolve()) if path.exists() else name
+        try:
+            path = Path(name).expanduser()
+            return str(path.resolve()) if path.exists() else name
+        except (OSError, ValueError, RuntimeError):  # no path at all: `locate` says what is wrong
+            return name
 
     mix = tuple(part.model_copy(update={"name": whole(part.name)}) for part in config.data.mix)
     data = config.data.model_copy(update={"name": whole(config.data.name), "mix": mix})
