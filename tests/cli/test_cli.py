@@ -52,6 +52,13 @@ def medqa(monkeypatch, capsys):
         (("ask", "x"), "no question", "--file"),
         (("ask", "x", "--file", "none.json"), "can't be read", "question"),
         (("recipe", "show", "nope"), "unknown recipe", "Known"),
+        (("data", "--check", "none.csv"), "no file 'none.csv'", "path"),
+        (("data", "--map", "question"), "not of the form FIELD=COLUMN", "question=stem"),
+        (
+            ("train", "--set", "data.name=builtin:starter", "--set", "data.skip_rules=[cite]"),
+            "cite",
+            "citation",
+        ),
         (("recipe", "copy", "medmcqa", "own.txt"), "does not end in .yaml", "ending"),
     ],
 )
@@ -140,6 +147,51 @@ def test_train_evaluate_and_their_json(medqa, settings, tmp_path):
     assert "McNemar" in out
     code, out, _ = medqa("evaluate", tmp_path / "r", "--json", "--limit", "5")
     assert json.loads(out)["scores"]["lm_eval"]["base"]["num_questions"] == 5
+
+
+CASES = """stem,first,second,third,fourth,solution,why
+Which vitamin prevents scurvy?,Vitamin A,Vitamin C,Vitamin D,Vitamin K,2,Vitamin C is needed for collagen.
+Which organ makes insulin?,Liver,Spleen,Pancreas,Kidney,3,Beta cells of the pancreas make insulin.
+Which bone is the longest?,Femur,Tibia,Humerus,Radius,1,The femur is the longest bone.
+Which nerve supplies the diaphragm?,Vagus,Phrenic,Ulnar,Sciatic,2,The phrenic nerve supplies it.
+Which chamber fills the aorta?,Right atrium,Left atrium,Right ventricle,Left ventricle,4,The left does.
+"""
+OPTION_MAP = [("option_a", "first"), ("option_b", "second"), ("option_c", "third"), ("option_d", "fourth")]
+COLUMNS = [("question", "stem"), *OPTION_MAP, ("answer", "solution"), ("explanation", "why")]
+OWN_MAP = [part for field, column in COLUMNS for part in ("--map", f"{field}={column}")]
+
+
+def test_own_data_is_checked_built_and_never_shown(medqa, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "own.csv"
+    own.write_text(CASES)
+    code, out, err = medqa("data", "--check", own)
+    assert code == 2
+    assert "--map question=stem" in err
+    code, out, err = medqa("data", "--check", own, *OWN_MAP)
+    assert code == 0, err
+    assert "1-based" in out
+    assert "Training would take it." in out
+    code, out, err = medqa("data", "--set", f"data.name={own}", *OWN_MAP, "--out", "corpus")
+    assert code == 0, err
+    assert "--set 'data.map.question=\"stem\"'" in out
+    record = (tmp_path / "corpus/data.json").read_text()
+    for text in ("scurvy", "Pancreas", "collagen"):
+        assert text not in out + err + record
+    assert "scurvy" in (tmp_path / "corpus/data_report.html").read_text()
+    code, out, err = medqa("data", "--set", f"data.name={own}", *OWN_MAP, "--out", "corpus")
+    assert code == 2
+    assert "is there already" in err
+
+
+def test_a_file_with_problems_is_explained_by_row(medqa, tmp_path):
+    own = tmp_path / "own.csv"
+    own.write_text(CASES + "Which drug thins the blood?,Heparin,,Atenolol,Insulin,1,It acts on thrombin.\n")
+    code, out, _ = medqa("data", "--check", own, *OWN_MAP, "--json")
+    result = json.loads(out)
+    assert code == 2
+    assert result["broken"] == ["own.csv:7: option B is empty"]
+    assert not result["trainable"]
 
 
 def test_recipes_can_be_listed_shown_and_copied(medqa, tmp_path):

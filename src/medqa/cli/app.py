@@ -131,10 +131,11 @@ def data(
     from medqa.recipe import DEFAULT_RECIPE, load_recipe
 
     recipe = recipe or DEFAULT_RECIPE
-    config = load_recipe(recipe, [*(settings or []), *source_settings(mapping or [], check)])
+    settings = [*(settings or []), *source_settings(mapping or [], check)]
+    config = load_recipe(recipe, settings)
     if check is not None:
         raise typer.Exit(0 if check_data(config.data, check, as_json=as_json) else 2)
-    build_data(config, recipe, out, as_json=as_json)
+    build_data(config, recipe, settings, out, as_json=as_json)
 
 
 @app.command()

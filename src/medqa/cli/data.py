@@ -1,6 +1,7 @@
 """The `data` verb: build a corpus, or explain what is wrong with a file."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,18 @@ def source_settings(mapping: Sequence[str], check: Path | None) -> list[str]:
     return settings
 
 
-def build_data(config: RunConfig, recipe: str, out: Path | None, *, as_json: bool) -> None:
-    """Build the corpus of a recipe into a folder and print what was done."""
+def build_data(
+    config: RunConfig, recipe: str, settings: Sequence[str], out: Path | None, *, as_json: bool
+) -> None:
+    """Build the corpus of a recipe into a folder and print what was done.
+
+    Args:
+        config: The recipe with the settings applied.
+        recipe: Its name.
+        settings: The settings, for the command that goes on.
+        out: Folder to make; data/RECIPE-N if None.
+        as_json: Print the record instead.
+    """
     path = out or new_run_path(recipe, "data")
     if path.exists():
         raise DataError(f"{path} is there already", "--out gives another name")
@@ -67,7 +78,8 @@ def build_data(config: RunConfig, recipe: str, out: Path | None, *, as_json: boo
     print(f"{splits['early_stopping']['num_used']:,} for early stopping")
     print(f"Licences  {', '.join(record['licences'])}")
     print(f"Page      {path}/data_report.html")
-    print(f"Next      medqa train {recipe}   (with the same settings; it builds the same questions)")
+    # Training builds the same questions by itself: a corpus is not copied from place to place.
+    print(f"Next      medqa train {recipe}" + "".join(f" --set {shlex.quote(s)}" for s in settings))
 
 
 def check_data(config: DataConfig, file: Path, *, as_json: bool) -> bool:
