@@ -106,6 +106,6 @@ def test_precision_and_recall_on_the_real_corpus():
     right = [p for p in frequent if p[0] in lexicon.repairs and lexicon.repairs[p[0]].whole == p[1]]
     touched = [p for p in frequent if p[0] in lexicon.repairs]
     sprung = [trap for trap in traps if fold(trap) in lexicon.repairs]
-    assert len(frequent) >= 300
+    assert len(frequent) >= 300, len(frequent)
     assert len(right) / len(frequent) >= 0.9
     assert len(right) / (len(touched) + len(sprung)) >= 0.99
