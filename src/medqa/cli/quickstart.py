@@ -38,8 +38,8 @@ def run_quickstart(out: Path | None) -> None:
     if example.answer is not None:
         print(f"(The key says {LETTERS[example.answer]}. {example.options[example.answer]})")
     print(
-        f"\nDone in {time.monotonic() - start:.0f} s. This model has 135 million weights and saw 240 "
-        "questions: it shows the way, it does not know medicine.\nNext:\n"
+        f"\nDone in {time.monotonic() - start:.0f} s. This model has 135 million weights and saw a few "
+        "hundred questions: it shows the way, it does not know medicine.\nNext:\n"
         f"  {'medqa ask ' + str(path):<32}type in a question of your own\n"
         f"  {'medqa doctor':<32}what this machine would train with\n"
         f"  {'medqa recipe list':<32}recipes for real models\n"

@@ -111,12 +111,12 @@ def read_split(config: SourceConfig, split: str, *, allow_repeated_options: bool
     for where, example, reason in usable(rows, keys, allow_repeated_options=allow_repeated_options):
         if example is None:
             broken.append(f"{where}: {reason}")
-            continue
-        examples.append(example)
-        if example.answer is None:
-            no_key.append(where)
+        else:
+            examples.append(example)
+            no_key += [where] if example.answer is None else []
     _judge(len(examples), broken, rows.names)
-    log.info("%s: keys: %s (%s)", rows.names, keys.style, keys.evidence)
+    level = logging.DEBUG if keys.style == "0-based" else logging.INFO  # as published sets have them
+    log.log(level, "%s: keys: %s (%s)", rows.names, keys.style, keys.evidence)
     return Split(examples, broken, [str(file) for file in rows.files], no_key, keys)
 
 
