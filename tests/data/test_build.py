@@ -99,7 +99,7 @@ def test_two_splits_of_one_source_keep_their_own_weights(folder, tmp_path):
 
 def test_without_an_evaluation_split_the_user_is_told(tmp_path, caplog):
     write_medmcqa(tmp_path / "train.jsonl", make_examples(20))
-    assert build_corpus(config(tmp_path), 0).record["leaks"] is None
+    assert not build_corpus(config(tmp_path), 0).record["leaks"]["looked_for"]
     assert "Leaks are not looked for" in caplog.text
     caplog.clear()
     assert len(build_corpus(config(tmp_path / "train.jsonl"), 0).train) == 20

@@ -69,6 +69,17 @@ def test_openings_that_only_name_the_key_go(rules, opening, key):
         "Both conditions may present with the clinical picture above.",
         "A figure of eight bandage holds the clavicle in its place.",
         "Lesions of hepatitis B and hepatitis C are chronic in adults.",
+        "The treatment option a patient prefers counts for much here.",
+        "The answers a clinician needs are rarely found in one book.",
+        "Ultrasound is the investigation of choice. A scan is quick.",
+        "P(Total) = P(A) + P(B) where the events exclude each other.",
+        "Chronic &acute forms differ; &ethambutol is given for both.",
+        "The share is 4/10 *100 = 40 in the group of treated persons.",
+        "Source reduction removes the places where mosquitoes breed.",
+        "\u03b2-blockers slow the heart and lower its need for oxygen.",
+        "c-myc is an oncogene that is found in Burkitt lymphoma.",
+        "Blood of group O Rh negative may be given to anybody at all.",
+        "Ans. B cells mature in the marrow, T cells in the thymus.",
     ],
 )
 def test_texts_that_say_something_stay(rules, text):
@@ -87,6 +98,12 @@ def test_texts_that_say_something_stay(rules, text):
         ("Robbins basic pathology 9th edition page no 63 " + REST, REST),
         (REST + " B D Chaurasia 7th edition Page no: 112,114", REST),
         (REST + " Look at the image below.", REST),
+        ("Refer KDT 7th/293 " + REST, REST),
+        ("Sabiston 20th edition Pgno : 1366. " + REST, REST),
+        (
+            "It ends fatally within a week. " + REST + " Park 23rd ed p 5",
+            "It ends fatally within a week. " + REST,
+        ),
         (REST + " (Figure 2-28)", REST),
         ("<p>Low&nbsp;pH  &amp; high<br/>lactate are typical</p>", "Low pH & high lactate are typical"),
         ("Harrison&;s triad is described in this disease", "Harrison's triad is described in this disease"),
@@ -137,6 +154,22 @@ def test_rows_that_would_teach_wrong_are_left_out(rules, example, rule):
 )
 def test_rows_that_only_look_wrong_stay(rules, example):
     assert isinstance(apply_rules(rules, example), Example)
+
+
+@pytest.mark.parametrize(
+    "piece", ["(", "Ref: ", "REF", "\n", " ", ". ", '"', "-", "o ", "option A, ", "Aa", "p 1,2"]
+)
+@pytest.mark.parametrize("field", ["question", "option", "explanation"])
+def test_long_nonsense_takes_no_longer_than_its_length(rules, piece, field):
+    """Twice the text takes about twice the time; a pattern that backtracks would take hours."""
+    text = piece * (20_000 // len(piece)) + "x"
+    example = Example(
+        text if field == "question" else "q",
+        (text if field == "option" else "a", "b"),
+        0,
+        explanation=text if field == "explanation" else "some words to explain it",
+    )
+    assert apply_rules(rules, example) is not None
 
 
 def test_an_explanation_that_restates_the_key_goes_and_its_question_stays(rules):

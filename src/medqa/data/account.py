@@ -42,7 +42,20 @@ class Account:
     evaluation: Sequence[Example] = ()
 
 
-def describe(account: Account, audit: LeakAudit | None, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+def _leaks(audit: LeakAudit | None, evaluation: dict[str, Any]) -> dict[str, Any]:
+    if audit is None:
+        return {"looked_for": False, "reason": evaluation["reason"]}
+    return {
+        "looked_for": True,
+        "name": evaluation["name"],
+        "split": evaluation["split"],
+        "sha256": evaluation["sha256_split"],
+        "kinds": KINDS,
+        **audit.record(),
+    }
+
+
+def describe(account: Account, audit: LeakAudit | None, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Put an account into numbers and ids: no question's text."""
     kept, groups = account.kept, account.groups
     repairs = account.lexicon.repairs.values() if account.lexicon else ()
@@ -72,15 +85,7 @@ def describe(account: Account, audit: LeakAudit | None, evaluation: dict[str, An
             {"id": example.id, "score": drop.score, "reason": drop.reason}
             for example, drop in sorted(wrong, key=lambda pair: -pair[1].score)
         ],
-        "leaks": audit
-        and evaluation
-        and {
-            "name": evaluation["name"],
-            "split": evaluation["split"],
-            "sha256": evaluation["sha256_split"],
-            "kinds": KINDS,
-            **audit.record(),
-        },
+        "leaks": _leaks(audit, evaluation),
         "keys": _shares(LETTERS[example.answer] for example in kept if example.answer is not None),
         "subjects": _shares(example.subject or "(unknown)" for example in kept),
     }

@@ -100,7 +100,9 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
     keyed = [example for source in sources for example in source.examples]
     if not keyed:
         raise DataError(f"{config.name} {config.train_split}: no question has a key", "training needs keys")
-    evaluation = _evaluation_for_audit(config, {file for source in sources for file in source.split.files})
+    evaluation, reason = _evaluation_for_audit(
+        config, {file for source in sources for file in source.split.files}
+    )
     with track("Preparing questions", _NUM_PASSES * len(keyed)) as task:
         account = _clean(config, keyed, task)
         kept = account.kept
@@ -116,7 +118,7 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
     account.groups, account.audit = groups, audit
     account.evaluation = evaluation.examples if evaluation else []
     parts = _split(config, kept, groups, audit)
-    train = _compose(config, sources, [kept[row] for row in parts["train"]], seed)
+    train, num_distinct = _compose(config, sources, [kept[row] for row in parts["train"]], seed)
     if not train:
         raise DataError(
             f"{config.name}: no question is left of {len(keyed):,}",
@@ -128,13 +130,14 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
         "split": config.train_split,
         "files": [file for source in sources for file in source.split.files],
         "sources": [source.record(train) for source in sources],
-        **describe(account, audit, evaluation.record if evaluation else None),
+        **describe(account, audit, evaluation.record if evaluation else {"reason": reason}),
         "splits": {
             name: {"num_used": len(rows), "sha256": examples_hash(rows)}
             for name, rows in (("train", train), *held.items())
         },
         "sha256": examples_hash(train),
         **_counts(train),
+        "num_distinct": num_distinct,
     }
     _tell(record)
     return Corpus(train, held["calibration"], held["early_stopping"], record, account)
@@ -143,23 +146,22 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
 _NUM_PASSES = 5
 
 
-def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> QuestionSet | None:
+def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> tuple[QuestionSet | None, str]:
     """Read the evaluation split, or say why leaks can't be looked for."""
     try:
         questions = evaluation_set(config.model_copy(update={"max_eval_rows": None}), 0)
+        same = set(questions.record["files"]) & trained_on
+        if not same:
+            return questions, ""
+        reason = f"{sorted(same)[0]} holds both training and evaluation questions"
     except DataError as exc:
-        log.warning(
-            "Leaks are not looked for, and `medqa evaluate` will need other questions: %s", exc.message
-        )
-        return None
-    if same := set(questions.record["files"]) & trained_on:
-        log.warning(
-            "Leaks are not looked for: %s holds both training and evaluation questions. `medqa evaluate` "
-            "will need others: --set data.name=... or a folder with train.jsonl and validation.jsonl",
-            sorted(same)[0],
-        )
-        return None
-    return questions
+        reason = exc.message
+    log.warning(
+        "Leaks are not looked for: %s. `medqa evaluate` will need other questions: --set data.name=..., or a "
+        "folder with train.jsonl and validation.jsonl",
+        reason,
+    )
+    return None, reason
 
 
 def _clean(config: DataConfig, examples: list[Example], task: Task) -> Account:
@@ -200,8 +202,12 @@ def _compose(
     sources: Sequence[Source],
     examples: list[Example],
     seed: int,
-) -> list[Example]:
-    """Weigh the sources, draw the rows, and put the options into order."""
+) -> tuple[list[Example], int]:
+    """Weigh the sources, draw the rows, and put the options into order.
+
+    Returns:
+        The rows, and how many of them are no repeats of another.
+    """
     by_source: dict[str, list[Example]] = collections.defaultdict(list)
     for example in examples:
         by_source[example.source].append(example)
@@ -209,7 +215,8 @@ def _compose(
     for source in sources:
         weighed += weighted(by_source[source.label], source.config.weight, seed)
     drawn = sample(weighed, config.max_train_rows, seed)
-    return [shuffled(example, seed) for example in drawn] if config.shuffle_options else drawn
+    num_distinct = len({id(example) for example in drawn})
+    return [shuffled(example, seed) for example in drawn] if config.shuffle_options else drawn, num_distinct
 
 
 def _counts(train: Sequence[Example]) -> dict[str, Any]:
@@ -226,7 +233,7 @@ def _tell(record: dict[str, Any]) -> None:
         **{name: rule["num_dropped"] for name, rule in record["rules"].items() if rule["num_dropped"]},
         "duplicate": record["duplicates"]["num_left_out"],
         "conflicting keys": record["conflicts"]["num_rows"],
-        "leak": record["leaks"]["num_train_rows_left_out"] if record["leaks"] else 0,
+        "leak": record["leaks"].get("num_train_rows_left_out", 0),
     }
     text = ", ".join(f"{count:,} {name}" for name, count in out.items() if count)
     splits = record["splits"]

@@ -19,7 +19,7 @@ _EDITION = (
 )
 _LOCATOR = re.compile(
     rf"""\b{_EDITION}(?:\s*[/,;]\s*(?:\d+(?:\s*[-\u2013,&]\s*\d+)*))?
-       | \b{_PAGE}
+       | \b{_PAGE} | \b\d+(?:st|nd|rd|th)\s*(?:/\s*)?\d+(?:\s*-\s*\d+)?
        | \b(?:chap(?:ter)?s?|ch|vol(?:ume)?|fig(?:ure)?|table|edition)\s*[-.:]*\s*\d+(?:[-.]\d+)*
        | https?://\S+ | \bwww\.\S+
        | \(\s*(?:19|20)\d\d\s*\) | \bISBN\b\S*
@@ -27,11 +27,11 @@ _LOCATOR = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _START = re.compile(
-    r"""[({\[]?\s*(?:\b|(?<=[a-z]))(?:\b(?:image|also|text)\s+)?(?-i:REF(?:ERENCE|ER)?S?|Ref(?:erence|er)?s?|Source|SOURCE)
-        (?:\s*[-.:;,]+\s*|\s+(?=[A-Z\d])|(?=[A-Z][a-z]))""",
-    re.IGNORECASE | re.VERBOSE,
+    r"""[({\[]?\s{0,3}(?:\b|(?<=[a-z]))(?:\b(?:[Ii]mage|[Aa]lso|[Tt]ext)\s+)?
+        (?:(?:REF(?:ERENCE|ER)?S?|Ref(?:erence|er)?s?|Reff|Source|SOURCE)(?:\s*[-.:;,]+\s*|\s+(?=[A-Z\d])|(?=[A-Z][a-z]))
+          |\bref(?:erence|er)?s?\s*[-.:;,]+\s*)""",
+    re.VERBOSE,
 )
-_START_LOWER = re.compile(r"[({\[]?\s*\bref(?:erence|er)?s?\s*[-.:;,]+\s*")
 _BOOKS = (
     r"harrison|robbins|park|bailey|ganong|guyton|ghai|nelson|kdt|tripathi|schwar|sabiston|dutta|shaw|novak|"
     r"williams|gray|snell|bdc|chau?rasia|khurana|parson|dhingra|anan?tha|panic?k|harper|lippincott|reddy|parikh|"
@@ -45,6 +45,9 @@ _IN_BOOK = re.compile(
     r"[^\n]{0,160}?\bIn:?\s+(?:[A-Z]\.\s?)+[A-Z][^\n]{0,400}?(?:\(Eds?\.?\)[^\n]{0,120}?\b(?:\d+\s?e\b|$)|$)"
 )
 _CLOSING = re.compile(r"(?:\s*[)\]},.;:-]+)*(?:\s*</?\\?p>)?")
+_BRACKETS = re.compile(r"(?<!\s)\s{0,3}(?:\([^()]{4,200}\)|\[[^\[\]]{4,200}\]|\{[^{}]{4,200}\})")
+_SMALL_IN_TITLES = frozenset(["of", "and", "in", "the", "by", "for", "edition", "ed", "medicine", "to", "on"])
+_MAX_SMALL = 4
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*])|\n")
 _WINDOW, _GAP, _MAX_TAIL = 320, 90, 200
 _MAX_HEAD, _MAX_BEHIND = 80, 25
@@ -58,21 +61,7 @@ def strip_citations(text: str, example: Example) -> str:
     lowered = text.lower()
     if not any(word in lowered for word in _WORDS) and not _NUMBERS.search(text):
         return text
-    text = _parenthesised(text)
-    position = 0
-    while match := _START.search(text, position) or _START_LOWER.search(text, position):
-        end = _citation_end(text, match.end())
-        if end is None:
-            position = match.end()
-            continue
-        text = _join(text[: match.start()], text[end:])
-        position = max(0, match.start() - 1)
-    return _unmarked(text)
-
-
-def _join(before: str, after: str) -> str:
-    gap = " " if before and after and not before[-1].isspace() and not after[0].isspace() else ""
-    return before + gap + after
+    return _unmarked(_announced(_parenthesised(text)))
 
 
 def _parenthesised(text: str) -> str:
@@ -82,39 +71,57 @@ def _parenthesised(text: str) -> str:
         cites = _LOCATOR.search(match[0]) and (_BOOK.search(match[0]) or _START.search(match[0]))
         return " " if cites else match[0]
 
-    return re.sub(r"\s*(?:\([^()]{4,200}\)|\[[^\[\]]{4,200}\]|\{[^{}]{4,200}\})", cut, text)
+    return _BRACKETS.sub(cut, text)
+
+
+def _announced(text: str) -> str:
+    """Remove what "Ref:", "Refer" or "Source:" announce, if it names a book or a page."""
+    pieces: list[str] = []
+    done = 0
+    for match in _START.finditer(text):
+        if match.start() < done:
+            continue
+        end = _citation_end(text, match.end())
+        if end is not None:
+            pieces.append(text[done : match.start()])
+            done = end
+    if not pieces:
+        return text
+    pieces.append(text[done:])
+    return " ".join(piece.strip(" ") for piece in pieces if piece.strip(" "))
 
 
 def _citation_end(text: str, start: int) -> int | None:
     """Find where a citation that begins at `start` ends, or None if it is none."""
     end = None
-    reach = start + _WINDOW
-    for locator in _LOCATOR.finditer(text, start, min(len(text), reach)):
+    for locator in _LOCATOR.finditer(text, start, min(len(text), start + _WINDOW)):
         between = text[end or start : locator.start()]
         if len(between) > _GAP or _is_prose(between):
             break
         end = locator.end()
     if end is None:
-        tail = text[start:]
-        short = len(tail) <= _MAX_TAIL and not _is_prose(tail)
-        line = _SENTENCE_END.search(tail)
-        if short or (_BOOK.match(tail) and (line or len(tail) <= _MAX_TAIL)):
-            return len(text) if short or line is None else start + line.end()
-        return None
-    chapter = _IN_BOOK.match(text, end)
+        return _end_without_page(text, start)
+    chapter = _IN_BOOK.match(text, end, min(len(text), end + 2 * _WINDOW))
     rest = _CLOSING.match(text, chapter.end() if chapter else end)
     return rest.end() if rest else end
 
 
+def _end_without_page(text: str, start: int) -> int | None:
+    """Find where a book's name ends that stands without a page: at the line's, sentence's or text's end."""
+    tail = text[start : start + _MAX_TAIL + 1]
+    line = _SENTENCE_END.search(tail)
+    name = tail[: line.end()] if line else tail
+    if len(name) > _MAX_TAIL or not _BOOK.search(name) or _is_prose(name):
+        return None
+    return start + len(name)
+
+
 def _is_prose(text: str) -> bool:
-    """Say whether a text reads as sentences rather than as names of books: most words without capital."""
-    words = re.findall(r"[A-Za-z']{2,}", text)
-    small = [
-        w
-        for w in words
-        if w[0].islower() and w not in ("of", "and", "in", "the", "by", "for", "edition", "ed")
-    ]
-    return len(small) > 4 and not _BOOK.search(text) and len(small) > 0.5 * len(words)
+    """Say whether a text says something beyond a book's name: small words behind the last one."""
+    books = list(_BOOK.finditer(text))
+    words = re.findall(r"[A-Za-z']{2,}", text[books[-1].end() :] if books else text)
+    small = [w for w in words if w[0].islower() and w not in _SMALL_IN_TITLES]
+    return len(small) > _MAX_SMALL
 
 
 def _unmarked(text: str) -> str:
@@ -133,8 +140,8 @@ def _unmarked(text: str) -> str:
         if book is not None:
             start = book.start()
             opened = max(text.rfind(mark, 0, start) for mark in (". ", "\n", "? ", '" ', "("))
-            cut = opened + 1 if opened >= 0 and start - opened <= 60 else start
-            return text[:cut].rstrip(" (-*,;\"'")
+            authors = opened >= 0 and not re.search(r"\b[a-z]{3,}", text[opened + 1 : start])
+            return text[: opened + 1 if authors else start].rstrip(" (-*,;\"'")
     return text
 
 
@@ -160,6 +167,7 @@ _POINTER = re.compile(
 )
 _POINTER_WORDS = ("image", "pic", "photo", "fig", "diagram", "chart", "table", "graph", "video", "<img")
 _MAX_SENTENCE = 160
+_SMALL_BRACKETS = re.compile(r"(?<!\s)\s{0,3}\([^()]{1,120}\)")
 _QUESTION_POINTER = re.compile(
     r"""\b(?:shown|given|seen|depicted|marked|labell?ed|displayed|provided|attached|visible)\b[^.?\n]{0,25}?
             \b(?:in|on|by)\b\s+(?:the\s+|this\s+)?(?:\w+\s+)?
@@ -182,16 +190,16 @@ def points_at_picture(question: str) -> bool:
 
 
 def strip_pointers(text: str, example: Example) -> str:
-    """Remove sentences that point at an image or a table."""
+    """Remove sentences that point at an image or a table; of long ones the clause that does."""
     lowered = text.lower()
     if not any(word in lowered for word in _POINTER_WORDS) or not _POINTER.search(text):
         return text
-    text = re.sub(r"\s*\([^()]{1,120}\)", lambda m: "" if _POINTER.search(m[0]) else m[0], text)
-    pieces = re.split(r"(?<=[.!?])(\s+)(?=[A-Z*(\d-])|(\n+)", text)
-    kept = []
-    for piece in pieces:
+    text = _SMALL_BRACKETS.sub(lambda m: "" if _POINTER.search(m[0]) else m[0], text)
+    kept: list[str] = []
+    for piece in re.split(r"(?<=[.!?])(\s+)(?=[A-Z*(\d-])|(\n+)", text):
         if piece is None or not _POINTER.search(piece):
             kept.append(piece or "")
-        elif len(piece) > _MAX_SENTENCE:  # no sentence but a page without full stops
-            kept.append(_POINTER.sub("", piece))
+        elif len(piece) > _MAX_SENTENCE:
+            clauses = re.split(r"(?<=[,;:])(?=\s)", piece)
+            kept.append("".join(clause for clause in clauses if not _POINTER.search(clause)))
     return "".join(kept).strip().lstrip(".,;:) ")

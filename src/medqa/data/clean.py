@@ -18,13 +18,15 @@ TextRule = Callable[[str, Example], str]
 
 
 def _everywhere(change: Callable[[str], str]) -> Callable[[Example], Example]:
-    """Apply a change to question, options and explanation; a text that it would empty stays."""
+    """Apply a change to question, options, explanation and context; a question or option never empties."""
 
     def apply(example: Example) -> Example:
         question = change(example.question)
         options = tuple(change(option) for option in example.options)
         explanation = change(example.explanation) if example.explanation else example.explanation
-        if (question, options, explanation) == (example.question, example.options, example.explanation):
+        context = change(example.context) if example.context else example.context
+        before = (example.question, example.options, example.explanation, example.context)
+        if (question, options, explanation, context) == before:
             return example
         return dataclasses.replace(
             example,
@@ -33,6 +35,7 @@ def _everywhere(change: Callable[[str], str]) -> Callable[[Example], Example]:
                 new if new.strip() else old for new, old in zip(options, example.options, strict=True)
             ),
             explanation=explanation if explanation and explanation.strip() else None,
+            context=context if context and context.strip() else None,
         )
 
     return apply

@@ -1,5 +1,6 @@
 """Choose rows, and the order of their options, by hash: the order of a file never matters."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -13,23 +14,38 @@ from medqa.records import Example
 __all__ = ["draw_hash", "examples_hash", "reordered", "sample", "shuffled", "weighted"]
 
 
-def draw_hash(example: Example, seed: int) -> str:
-    """Hash of seed, id and content, by which rows are drawn."""
-    return hashlib.sha256(f"{seed}:{example.id}:{example.content_hash()}".encode()).hexdigest()
+def draw_hash(example: Example, seed: int, purpose: str = "") -> str:
+    """Hash of seed, id and content, by which rows are drawn; another one for each purpose."""
+    return hashlib.sha256(f"{purpose}{seed}:{example.id}:{example.content_hash()}".encode()).hexdigest()
 
 
-def sample(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[Example]:
-    """Draw rows by hash of seed, id and content."""
+def sample(examples: Sequence[Example], max_rows: int | None, seed: int, purpose: str = "") -> list[Example]:
+    """Draw rows by hash of seed, id and content.
+
+    Args:
+        examples: The rows.
+        max_rows: How many; all if None.
+        seed: Chooses among the draws.
+        purpose: Draws for different purposes are independent: what one drew is not what the next prefers.
+    """
     if max_rows is None or max_rows >= len(examples):
         return list(examples)
-    return sorted(examples, key=lambda example: draw_hash(example, seed))[:max_rows]
+    copies: collections.Counter[str] = collections.Counter()
+    keyed: list[tuple[str, int]] = []
+    for row, example in enumerate(examples):
+        key = draw_hash(example, seed, purpose)
+        copies[key] += 1
+        if copies[key] > 1:  # a row that is used twice is drawn twice, or once, by chance
+            key = hashlib.sha256(f"{key}:{copies[key]}".encode()).hexdigest()
+        keyed.append((key, row))
+    return [examples[row] for _, row in sorted(keyed)[:max_rows]]
 
 
 def weighted(examples: Sequence[Example], weight: float, seed: int) -> list[Example]:
     """Use each row `weight` times: all rows so often as whole numbers go, of the rest a drawn part."""
     whole = math.floor(weight)
     part = round((weight - whole) * len(examples))
-    return list(examples) * whole + (sample(examples, part, seed) if part else [])
+    return list(examples) * whole + (sample(examples, part, seed, "weight") if part else [])
 
 
 def examples_hash(examples: Iterable[Example]) -> str:

@@ -5,6 +5,7 @@ order; MinHash (Broder 1997, through datasketch) finds the candidates, the sets 
 """
 
 import dataclasses
+import difflib
 import hashlib
 import re
 import unicodedata
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from datasketch import MinHash, MinHashLSH
 
+from medqa.data.layout import strip_markup
 from medqa.data.vocabulary import LOST
 from medqa.records import Example
 
@@ -26,63 +28,43 @@ GROUP_FROM = 0.5
 _WORD = re.compile(r"[^\W_]+")
 _LOST = re.compile("|".join(LOST))
 _CHUNK = 4096
+_SPELLING = 0.75
+_SIGNS = {"<": "below", ">": "above", "+": "plus", "-": "minus", "=": "equals", ".": "point"}
+# Next to a digit, or as a charge at the end of a symbol: nowhere else do signs mean anything.
+_SIGN = re.compile(r"[<>=]\s*(?=\d)|(?<![\w)])-(?=\d)|(?<=[A-Za-z0-9])[+-](?=$|\s|[,;)])|(?<=\d)\.(?=\d)")
+_FILLERS = frozenset(
+    _WORD.findall(
+        """
+        the a an is are was were be of in on at for to with by as from and or it its this that
+        these which what who following seen found one mc mcc commonly usually true statement
+        regarding about aiims pgi jipmer nov may june dec jan feb march s
+        """
+    )
+)
 # Questions that differ in one of these words ask for something else.
 _TURNS = frozenset(
-    [
-        "not",
-        "no",
-        "except",
-        "false",
-        "true",
-        "incorrect",
-        "correct",
-        "wrong",
-        "least",
-        "most",
-        "never",
-        "without",
-        "non",
-        "neither",
-        "nor",
-        "all",
-        "none",
-        "increased",
-        "decreased",
-        "increase",
-        "decrease",
-        "left",
-        "right",
-        "upper",
-        "lower",
-        "anterior",
-        "posterior",
-        "medial",
-        "lateral",
-        "male",
-        "female",
-        "agonist",
-        "antagonist",
-        "hyper",
-        "hypo",
-        "first",
-        "second",
-        "third",
-        "earliest",
-        "last",
-        "best",
-        "worst",
-        "more",
-        "less",
-        "before",
-        "after",
-    ]
+    _WORD.findall(
+        """
+        not no except false true incorrect correct wrong least most never without non neither
+        nor all none increased decreased increase decrease left right upper lower anterior
+        posterior medial lateral male female agonist antagonist hyper hypo first second third
+        earliest last best worst more less before after positive negative acute chronic systolic
+        diastolic
+        """
+    )
 )
 
 
 def normalise(text: str) -> str:
     """Write a text so that copies are equal: words in lower case, without signs, or letters that get lost."""
-    folded = unicodedata.normalize("NFKC", text).lower()
+    folded = unicodedata.normalize("NFKC", strip_markup(text)).lower()
     return " ".join(_WORD.findall(_LOST.sub("", folded)))
+
+
+def _normalise_option(text: str) -> str:
+    """Write an option so; "> 10" and "< 10", "Fe2+" and "Fe2-", "1.5" and "15" stay apart."""
+    signed = _SIGN.sub(lambda match: f" {_SIGNS[match[0].strip()]} ", text)
+    return normalise(signed) or text.strip()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,21 +75,23 @@ class Fingerprint:
         question: Normalised question.
         options: Normalised options, sorted.
         key: Normalised text of the right option, or "".
-        runs: Checksums of the three-word runs.
+        context: Normalised context; questions on one case are different questions.
+        runs: Checksums of the three-word runs of question and options.
         turns: Numbers and words that turn a question's meaning.
     """
 
     question: str
     options: tuple[str, ...]
     key: str
+    context: str
     runs: frozenset[int]
     turns: frozenset[str]
 
     @classmethod
     def of(cls, example: Example) -> "Fingerprint":
         """Take the fingerprint of a question."""
-        question = normalise(f"{example.context or ''} {example.question}")
-        options = [normalise(option) or option.strip() for option in example.options]
+        question = normalise(example.question)
+        options = [_normalise_option(option) for option in example.options]
         key = options[example.answer] if example.answer is not None else ""
         runs: set[int] = set()
         for text in (question, *options):
@@ -115,12 +99,13 @@ class Fingerprint:
             for i in range(max(1, len(words) - RUN_WORDS + 1)):
                 runs.add(zlib.crc32(" ".join(words[i : i + RUN_WORDS]).encode()))
         turns = frozenset(w for w in question.split() if w in _TURNS or any(c.isdigit() for c in w))
-        return cls(question, tuple(sorted(options)), key, frozenset(runs), turns)
+        context = normalise(example.context or "")
+        return cls(question, tuple(sorted(options)), key, context, frozenset(runs), turns)
 
     @property
     def exact(self) -> bytes:
         """Checksum of question and options, whatever the options' order."""
-        text = "\n".join((self.question, *self.options))
+        text = "\n".join((self.context, self.question, *self.options))
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
     def similarity(self, other: "Fingerprint") -> float:
@@ -130,8 +115,23 @@ class Fingerprint:
 
 
 def same_meaning(a: Fingerprint, b: Fingerprint) -> bool:
-    """Say whether two similar questions ask the same: no number, "not" or "left" in only one of them."""
-    return a.turns == b.turns
+    """Say whether two similar questions ask the same.
+
+    They don't if a number, "not" or "left" is in only one of them, if they are about different cases, or if
+    they differ in a word that is no other spelling of one in the other.
+    """
+    if a.context != b.context or a.turns != b.turns:
+        return False
+    if a.question == b.question:
+        return True
+    own, other = set(a.question.split()), set(b.question.split())
+    return _only_spelling(own - other, other - own) and _only_spelling(other - own, own - other)
+
+
+def _only_spelling(words: set[str], others: set[str]) -> bool:
+    return all(
+        word in _FILLERS or difflib.get_close_matches(word, others, n=1, cutoff=_SPELLING) for word in words
+    )
 
 
 class NearIndex:
@@ -213,11 +213,14 @@ def group_duplicates(
     loose, tight = _Sets(len(examples)), _Sets(len(examples))
     seen_exact: dict[bytes, int] = {}
     seen_question: dict[str, int] = {}
+    seen_context: dict[str, int] = {}
     index = NearIndex(min(GROUP_FROM, threshold))
     for number, (fingerprint, sketch) in enumerate(sketches(fingerprints)):
         tight.join(number, seen_exact.setdefault(fingerprint.exact, number))
         if fingerprint.question.count(" ") >= RUN_WORDS:
             loose.join(number, seen_question.setdefault(fingerprint.question, number))
+        if fingerprint.context:
+            loose.join(number, seen_context.setdefault(fingerprint.context, number))
         for other, similarity in index.similar(fingerprint, sketch):
             loose.join(number, other)
             if similarity >= threshold and same_meaning(fingerprint, fingerprints[other]):
@@ -234,9 +237,14 @@ def group_duplicates(
             conflicts.append(rows)
         else:
             # The fullest row stays: with the longest explanation, then the first by content.
-            rows.sort(key=lambda r: (-len(examples[r].explanation or ""), examples[r].content_hash()))
+            rows.sort(key=lambda r: _rank(examples[r]))
             duplicates.append(rows)
     return Groups([loose.root(number) for number in range(len(examples))], duplicates, conflicts)
+
+
+def _rank(example: Example) -> tuple[int, str, str, str]:
+    text = example.explanation or ""
+    return -len(text), example.content_hash(), text, example.id
 
 
 def _disagree(group: list[Fingerprint]) -> bool:

@@ -79,12 +79,12 @@ def trace(corpus: Corpus, config: DataConfig) -> Flow:
     counts |= {"broken": num_broken, "no key": num_keyless, "duplicate": same, "leak": leaking}
     counts |= {
         "conflicting keys": conflicting,
-        "not drawn": num_read - num_told + max(0, trainable - len(corpus.train)),
+        "not drawn": num_read - num_told + trainable - record["num_distinct"],
     }
     lost = [(reason, counts[reason[0]]) for reason in reasons if counts[reason[0]]]
     num_left_out = sum(count for _, count in lost)
     parts = [
-        ("to train on", min(trainable, len(corpus.train))),
+        ("to train on", record["num_distinct"]),
         ("held back for calibration", len(corpus.calibration)),
         ("held back to tell when to stop", len(corpus.early_stopping)),
         ("left out", num_left_out),
@@ -97,7 +97,7 @@ def trace(corpus: Corpus, config: DataConfig) -> Flow:
             for (reason, _), bar in zip(lost, bars((reason[0], n) for reason, n in lost), strict=True)
         ],
         num_left_out=num_left_out,
-        num_repeats=max(0, len(corpus.train) - trainable),
+        num_repeats=len(corpus.train) - record["num_distinct"],
     )
 
 

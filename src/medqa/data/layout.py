@@ -18,15 +18,20 @@ _BROKEN_ENTITY = re.compile(r"&(?:nbsp|amp|lt|gt|quot|#\d{2,4})(?!;)(?=\W|$)", r
 # Line breaks that were written out, and what is left of a dash that was read in the wrong encoding.
 _WRITTEN_BREAK = re.compile(r"(?:\\[rn])+(?![a-z])")
 _BROKEN_DASH = re.compile(r"aEUR(?:\(tm\)|[\"'\u2122\u00a6]|cent)?")
+# Whole entities only: unescape would read "&ether" as one too.
+_ENTITY = re.compile(r"&(?:#x?[0-9a-fA-F]{1,6}|[A-Za-z]\w{1,30});")
 _SPACE = re.compile(r"[ \t\r\f\v\u00a0\u200b]+")
+# Not the sign of multiplication, nor "blood group O".
 _BULLET = re.compile(
-    r"(?:(?<=[\s.:;,)])|^)(?:[\u2022\u25cf\u25aa\u25ba\u25e6\u25a0\u00a7\u00d8\u27a2\u27a4\u2714\u2713\uf0b7\uf0a7\uf0d8*#\u00ae]+\s*(?=\S)"
-    r"|(?:o|\u00d8)\s+(?=[A-Z][a-z]))|(?<=[\w)])\*\s+(?=[A-Z])",
+    r"(?:(?<=[\s.:;,)])|^)(?<!\d\s)(?<!=\s)"
+    r"(?:[\u2022\u25cf\u25aa\u25ba\u25e6\u25a0\u00a7\u00d8\u27a2\u27a4\u2714\u2713\uf0b7\uf0a7\uf0d8*#\u00ae]+\s*(?=[^\s\d])"
+    r"|(?<!group\s)(?<!type\s)(?:o|\u00d8)\s+(?=[A-Z][a-z]))|(?<=[a-z)])\*\s+(?=[A-Z])",
     re.MULTILINE,
 )
 _GLUED_O = re.compile(r"(?<=[a-z]{4})o(?=\s+[A-Z][a-z])")
 _LAST_WORD = re.compile(r"[a-z]+$")
 _GLUED = re.compile(r"(?<![A-Za-z])([A-Z]?[a-z]{3,})([A-Z][a-z]{2,})")
+_PLAIN_WORD = re.compile(r"[a-z]{2,}(?![\w-])|a\s")
 _MARK_Q = re.compile(r"(?<=[a-z)])Q(?=[\s.,;:)]|$|[A-Z])")
 _PUNCTUATION = re.compile(r"(?<=[a-z]{3})([.?!;,:)])(?=[A-Z][a-z]{2})")
 
@@ -41,7 +46,8 @@ def strip_markup(text: str, example: Example | None = None) -> str:
         text = _TAG.sub(" ", text)
     if "&" in text:
         text = text.replace("&;", "'")
-        text = html.unescape(_BROKEN_ENTITY.sub(lambda m: m[0] + ";", text))
+        text = _BROKEN_ENTITY.sub(lambda m: m[0] + ";", text)
+        text = _ENTITY.sub(lambda m: html.unescape(m[0]), text)
         if "<" in text:
             text = _TAG.sub(" ", text)
     return text.replace("\ufffd", " ")
@@ -56,9 +62,8 @@ def collapse_space(text: str, example: Example | None = None) -> str:
 
 
 def capitalise(text: str, example: Example) -> str:
-    """Begin with a capital, unless the first word is one of mixed case, such as mRNA."""
-    first = text.split(maxsplit=1)[0] if text.split() else ""
-    return text[:1].upper() + text[1:] if first.islower() else text
+    """Begin with a capital, unless the first word is a symbol: mRNA, p53, c-myc."""
+    return text[:1].upper() + text[1:] if _PLAIN_WORD.match(text) else text
 
 
 def set_bullets(text: str, example: Example) -> str:
@@ -67,7 +72,10 @@ def set_bullets(text: str, example: Example) -> str:
     if len(parts) == 1:
         return text
     filled = [part for part in parts if part.strip()]
-    if len(filled) <= 2 and not (parts[0].strip() and len(filled) == 2 and len(parts) > 2):
+    if len(parts) == 2:
+        # One sign is a list only where it begins the text.
+        return text if parts[0] else parts[1]
+    if len(filled) < 2:
         return " ".join(filled)
     head, items = (parts[0], parts[1:]) if parts[0].strip() else ("", parts[1:])
     lines = [head.strip()] if head.strip() else []

@@ -15,7 +15,8 @@ __all__ = ["DROPPED", "KINDS", "LeakAudit", "audit_leaks"]
 
 KINDS = {
     "exact": "the same question with the same options is in the training rows",
-    "near": "nearly the same question with nearly the same options is in the training rows",
+    "near": "nearly the same question with nearly the same options is in the training rows; a number or a "
+    '"not" may differ',
     "stem": "the same question with other options but the same answer is in the training rows",
     "options": "the same options with the same answer are in the training rows, under another question",
     "answer in stem": "the question's own text holds the right option and no other one",
@@ -74,13 +75,13 @@ def audit_leaks(train: Iterable[Fingerprint], evaluation: Sequence[Example], thr
     prints = [Fingerprint.of(example) for example in evaluation]
     index = NearIndex(threshold)
     exact: dict[bytes, list[int]] = {}
-    stems: dict[tuple[str, str], list[int]] = {}
+    stems: dict[tuple[str, str, str], list[int]] = {}
     options: dict[tuple[tuple[str, ...], str], list[int]] = {}
     for number, (fingerprint, sketch) in enumerate(sketches(prints)):
         index.add(fingerprint, sketch)
         exact.setdefault(fingerprint.exact, []).append(number)
         if fingerprint.question.count(" ") >= RUN_WORDS:
-            stems.setdefault((fingerprint.question, fingerprint.key), []).append(number)
+            stems.setdefault((fingerprint.context, fingerprint.question, fingerprint.key), []).append(number)
         if len("".join(fingerprint.options)) >= _MIN_OPTION_LETTERS:  # "A", "B", "C", "D" says nothing
             options.setdefault((fingerprint.options, fingerprint.key), []).append(number)
     pairs: dict[str, list[tuple[int, int]]] = {kind: [] for kind in KINDS}
@@ -88,8 +89,12 @@ def audit_leaks(train: Iterable[Fingerprint], evaluation: Sequence[Example], thr
     for row, (fingerprint, sketch) in enumerate(sketches(train)):
         found = {
             "exact": exact.get(fingerprint.exact, []),
-            "near": [number for number, _ in index.similar(fingerprint, sketch)],
-            "stem": stems.get((fingerprint.question, fingerprint.key), []),
+            "near": [
+                number
+                for number, _ in index.similar(fingerprint, sketch)
+                if prints[number].context == fingerprint.context
+            ],
+            "stem": stems.get((fingerprint.context, fingerprint.question, fingerprint.key), []),
             "options": options.get((fingerprint.options, fingerprint.key), []),
         }
         for kind, numbers in found.items():

@@ -41,11 +41,12 @@ _NAMED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _PARENTHESISED = re.compile(r"^\s*[(\[]\s*(?P<letters>[a-eA-E])\s*[)\]]")
-_ENUMERATED = re.compile(r"[(\[]\s*([a-eA-E])\s*[)\]]\s*[-:.]*\s*")
+_ENUMERATED = re.compile(r"(?<![A-Za-z0-9])[(\[]\s*([a-eA-E])\s*[)\]]\s*[-:.]*\s*")
 
-_MARKED = rf"(?:[{_QUOTES}(\[]\s*[A-Ea-e]\s*[{_QUOTES})\]]|\b[A-E]\b|\b[b-e]\b)"
+_MARKED = rf"(?:[{_QUOTES}(\[]\s*[A-Ea-e]\s*[{_QUOTES})\]]|(?-i:\b[A-E]\b|\b[b-e]\b)(?!\.\s*[a-z]))"
 _REFERENCE = re.compile(
-    rf"""\b(?P<word>(?-i:[Oo])ptions?|(?-i:[Cc])hoices?|OPTIONS?|ans(?:wer)?s?(?:\s+is)?)\b\s*(?:[.:-]+\s*)?(?:no\.?\s*)?
+    rf"""\b(?P<word>(?-i:[Oo])ptions?|(?<!of\ )(?-i:[Cc])hoices?|OPTIONS?|ans(?:wer)?s?(?:\s+is)?)\b
+         \s*(?:[:-]+\s*)?(?:no\.?\s*)?
          (?P<letters>{_MARKED}|(?<=\s)[1-5]\b(?![.]?\d|\s*[%\w]))
          (?P<more>(?:\s*(?:,|&|/|\band\b|\bor\b)\s*(?:options?\s*)?{_MARKED}(?![.]\w))*)
          (?![\w{_QUOTES}-])(?P<colon>\s*[:-]\s*)?""",
@@ -56,6 +57,8 @@ _WORD = re.compile(r"[^\W_]+")
 _CERTAIN = re.compile(r"^\W*(?:\d+\W+)?(?:the\s+)?(?:correct\s+)?ans|\bi\s*\.?\s*e\b", re.IGNORECASE)
 _EXPLANATION = re.compile(r"[\s.:;,-]*\bExplanations?\s*[:-]+\s*")
 _NEXT_CHARACTERS = 120
+_MAX_ANCHORED = 200
+_BARE_END = re.compile(r"\b[a-eA-E]\s+$")
 
 _ANCHORED = re.compile(
     r"""\b(?:all|none|any|both|neither|either|some)\b.{0,25}\b(?:above|below|these|them|options?|mentioned|following)\b
@@ -64,7 +67,7 @@ _ANCHORED = re.compile(
             (?:(?:,|&|\+|/|and|or|nor|but\s+not)\s*[(\['"]?[a-e][)\]'"]?\s*)+(?:only|both|are\s+\w+|is\s+\w+)?\W*$
       | ^\W*(?:both|only|all|either|neither)?\W*(?:options?\s*)?\(?[1-5]\)?\s*
             (?:(?:,|&|\+|and|or)\s*\(?[1-5]\)?\s*)+(?:only|both)?\W*$
-      | \b(?:both|only|either|neither|options?)\s+[(\['"]?[A-E][)\]'"]?(?:\s|$)""",
+      | \b(?:both|only|either|neither|options?)\s+[(\['"]?(?-i:[A-E])[)\]'"]?(?:\s|$)""",
     re.IGNORECASE | re.VERBOSE,
 )
 
@@ -75,6 +78,11 @@ def strip_opening(text: str, example: Example) -> str:
     for _ in range(_MAX_OPENINGS):
         match = _MARKER.match(text)
         if match is None or not (_is_key(match, text, example) or (certain and not match["bare"])):
+            break
+        # "Answer is a common drug", "Ans. B cells": a word, not a letter, unless the right option follows.
+        rest = text[match.end() :]
+        follows = example.answer is not None and overlap(example.options[example.answer], rest[:60]) >= 0.5
+        if _BARE_END.search(match[0]) and rest[:1].islower() and not follows:
             break
         certain = certain or bool(_CERTAIN.search(match[0]))
         text = text[match.end() :]
@@ -125,6 +133,8 @@ def opening(text: str) -> tuple[list[str], str]:
         # "(a) ... (b) ...": a list that goes through the options.
         if match is None or len({letter.upper() for letter in _ENUMERATED.findall(text)}) > 1:
             return [], text
+    if match[0][-1].isalpha() and re.match(r"\s+[a-z]", text[match.end() :]):
+        return [], text  # "Ans. B cells": a word, not a letter
     letters = dict.fromkeys(letter.upper() for letter in re.findall(r"\b[a-eA-E]\b", match["letters"]))
     return list(letters), text[match.end() :]
 
@@ -155,7 +165,7 @@ def spell_out_references(text: str, example: Example) -> str:
         return "" if known else match[0]
 
     # "(2 and 4)": options that speak of statements; a number in the text is a statement's, not an option's.
-    if any(is_anchored(option) for option in example.options):
+    if any(is_anchored(option) or _REFERENCE.search(option) for option in example.options):
         return text
     text = _REFERENCE.sub(spell, text)
     return _ENUMERATED.sub(unmark, text)
@@ -163,4 +173,4 @@ def spell_out_references(text: str, example: Example) -> str:
 
 def is_anchored(option: str) -> bool:
     """Say whether an option speaks of other options and has to keep its place: "all of the above"."""
-    return bool(_ANCHORED.search(option))
+    return len(option) <= _MAX_ANCHORED and bool(_ANCHORED.search(option))

@@ -80,7 +80,7 @@ def read_sources(config: DataConfig) -> list[Source]:
             )
         keyed = [example for example in split.examples if example.answer is not None]
         if isinstance(part, MixConfig):
-            keyed = sample(keyed, part.max_rows, 0)
+            keyed = sample(keyed, part.max_rows, 0, "max_rows")
         label = keyed[0].source if keyed else part.name
         labels[label] += 1
         if labels[label] > 1:  # another split or subset of the same name

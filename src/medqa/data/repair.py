@@ -109,7 +109,8 @@ class Lexicon:
         beyond = match.string[match.end(2) : match.end(2) + 2]
         glued = beyond[:1].isalnum() and not (beyond.isalpha() and beyond.istitle() and len(written) > 2)
         inside = match.start(2) > 0 and match.string[match.start(2) - 1].isalnum()
-        return glued or (len(written) <= _SHORT and (bool(before) or inside))
+        quoted = match.start(2) > 0 and match.string[match.start(2) - 1] in "'\"\u2018\u201c"
+        return glued or quoted or (len(written) <= _SHORT and (bool(before) or inside))
 
 
 def _add_candidates(

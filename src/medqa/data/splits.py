@@ -48,10 +48,9 @@ def hold_back(
     for subject in sorted(sizes):
         owed += share * sizes[subject]
         for _, rows in sorted(strata[subject]):
-            if len(rows) > owed:
-                break
-            chosen.update(rows)
-            owed -= len(rows)
+            if len(rows) <= owed:
+                chosen.update(rows)
+                owed -= len(rows)
     return chosen
 
 

@@ -34,7 +34,7 @@ def tokens(text: str) -> list[str]:
 
 def row_text(example: Example) -> str:
     """Join everything that a row says: letters are lost from whole rows, never from parts of one."""
-    return "\n".join((example.question, *example.options, example.explanation or ""))
+    return "\n".join((example.context or "", example.question, *example.options, example.explanation or ""))
 
 
 def fold(word: str) -> str:

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 def find_leaks(run: RunFolder, questions: QuestionSet) -> dict[str, Any]:
     """Flag questions: as the run's own audit did, or else by reading its training rows again.
 
+    Flagged are also questions whose training rows were left out for it: a score without them owes nothing
+    to a judgement of what still counts as the same.
+
     Returns:
         `looked_for`, and if so the ids of flagged questions by kind, with counts; else the reason.
     """
@@ -39,8 +42,8 @@ def _audited_in_training(run: RunFolder, questions: QuestionSet) -> dict[str, li
     file = run.path / "data.json"
     if not file.is_file():  # a run of an earlier version
         return None
-    leaks = read_json(file).get("leaks")
-    if not leaks or leaks["sha256"] != questions.record["sha256_split"]:
+    leaks = read_json(file).get("leaks", {})
+    if leaks.get("sha256") != questions.record["sha256_split"]:
         return None
     flagged: dict[str, list[str]] = leaks["flagged"]
     return flagged
