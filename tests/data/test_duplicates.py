@@ -57,6 +57,48 @@ def test_questions_that_ask_for_something_else_are_no_duplicates(other):
     assert not grouped(BASE, other).duplicates
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"question": "The attributable risk is best told by which study of all these here?"},
+         {"question": "The relative risk is best told by which study of all these here?"}),
+        ({"context": "A man of forty has a cough and fever for two weeks."},
+         {"context": "A woman of forty has a rash on both of her hands."}),
+        ({"options": ("> 10", "5", "6", "7")}, {"options": ("< 10", "5", "6", "7")}),
+        ({"options": ("Fe2+", "Fe2-", "Cu", "Zn")}, {"options": ("Fe2+", "Fe2-", "Cu", "Zn"), "answer": 1}),
+    ],
+)  # fmt: skip
+def test_what_differs_in_a_word_a_case_or_a_sign_is_no_duplicate(one, other):
+    assert not grouped(variant(**one), variant(**other)).duplicates
+
+
+def test_questions_on_one_case_are_different_but_never_cut_by_a_split():
+    case = "A man of forty years has had chest pain for two hours; his pressure is low. " * 8
+    rows = [
+        variant(context=case, question=text, options=("yes", "no", "maybe"), answer=i % 2)
+        for i, text in enumerate(("Should he be given oxygen at once?", "Does he need surgery of the bowel?"))
+    ]
+    groups = grouped(*rows)
+    assert not groups.duplicates
+    assert not groups.conflicts
+    assert groups.split[0] == groups.split[1]
+
+
+def test_draws_for_different_purposes_are_independent():
+    rows = [Example(f"question number {i} of them", OPTIONS, 0) for i in range(4000)]
+    part = weighted(rows[:2000], 0.2, 0)
+    drawn = sample([*part, *rows[2000:]], 1200, 0)
+    assert sum(row in part for row in drawn) == pytest.approx(1200 * 400 / 2400, rel=0.2)
+    twice = sample(weighted(rows[:500], 2, 0), 500, 0)
+    assert 300 < len({row.id for row in twice}) < 450
+
+
+def test_a_large_group_does_not_keep_a_subject_from_its_share():
+    rows = [Example(f"question number {i} of them", OPTIONS, 0, subject="s") for i in range(200)]
+    groups = [0 if i < 40 else i for i in range(200)]
+    assert len(hold_back(rows, groups, 0.05, "calibration")) == 10
+
+
 def test_different_keys_are_a_conflict():
     groups = grouped(BASE, variant(answer=1), variant(question="Another question about bones and joints"))
     assert groups.conflicts == [[0, 1]]

@@ -128,6 +128,13 @@ def same_meaning(a: Fingerprint, b: Fingerprint) -> bool:
     return _only_spelling(own - other, other - own) and _only_spelling(other - own, own - other)
 
 
+def _keys_meet(a: Fingerprint, b: Fingerprint) -> bool:
+    """Say whether two keys are the same, another spelling, or one is a wrong option of the other question."""
+    if a.key == b.key or a.key in b.options or b.key in a.options:
+        return True
+    return difflib.SequenceMatcher(None, a.key, b.key).ratio() >= _SPELLING
+
+
 def _only_spelling(words: set[str], others: set[str]) -> bool:
     return all(
         word in _FILLERS or difflib.get_close_matches(word, others, n=1, cutoff=_SPELLING) for word in words
@@ -223,7 +230,12 @@ def group_duplicates(
             loose.join(number, seen_context.setdefault(fingerprint.context, number))
         for other, similarity in index.similar(fingerprint, sketch):
             loose.join(number, other)
-            if similarity >= threshold and same_meaning(fingerprint, fingerprints[other]):
+            found = fingerprints[other]
+            if (
+                similarity >= threshold
+                and same_meaning(fingerprint, found)
+                and _keys_meet(fingerprint, found)
+            ):
                 tight.join(number, other)
         index.add(fingerprint, sketch)
         if number % 1000 == 999:

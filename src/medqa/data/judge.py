@@ -11,7 +11,7 @@ __all__ = ["contradicted_key", "picture_question", "repeated_option", "restates_
 
 _WORD = re.compile(r"[^\W_]+")
 _MIN_WORDS = 4
-_NEXT_CHARACTERS = 120
+_ROOM = 15
 
 
 def repeated_option(example: Example) -> Example | Drop:
@@ -50,8 +50,9 @@ def contradicted_key(example: Example) -> Example | Drop:
     named = LETTERS.index(letters[0])
     if named == example.answer:
         return example
-    for_named = overlap(example.options[named], rest[:_NEXT_CHARACTERS])
-    for_key = overlap(example.options[example.answer], rest[:_NEXT_CHARACTERS])
+    options = (example.options[named], example.options[example.answer])
+    directly = rest[: max(map(len, options)) + _ROOM]
+    for_named, for_key = (overlap(option, directly) for option in options)
     if for_key and for_key >= for_named:
         return example
     score = 0.95 if for_named >= 0.5 > for_key else 0.75 if for_named > for_key else 0.6

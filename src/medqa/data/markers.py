@@ -133,7 +133,7 @@ def opening(text: str) -> tuple[list[str], str]:
         # "(a) ... (b) ...": a list that goes through the options.
         if match is None or len({letter.upper() for letter in _ENUMERATED.findall(text)}) > 1:
             return [], text
-    if match[0][-1].isalpha() and re.match(r"\s+[a-z]", text[match.end() :]):
+    if match[0][-1].isalpha() and re.match(r"\s+(?!i\s*\.?\s*e\b)[a-z]", text[match.end() :]):
         return [], text  # "Ans. B cells": a word, not a letter
     letters = dict.fromkeys(letter.upper() for letter in re.findall(r"\b[a-eA-E]\b", match["letters"]))
     return list(letters), text[match.end() :]
