@@ -2,6 +2,7 @@
 
     run.json           settings, resolved values with reasons, versions, hashes, times, state
     recipe.yaml        every setting, as a recipe that can be run again
+    data.json          what was done to the questions, in numbers and ids
     metrics.jsonl      one line per optimizer step
     loss.png           the loss curve
     checkpoints/       the newest state that training can go on from

@@ -59,6 +59,14 @@ def test_without_cleaning_rows_are_as_published_but_leaks_go(folder):
     assert len(build_corpus(config(folder, clean=False, drop_leaks=False), 0).train) == 44
 
 
+def test_copies_that_stay_are_never_parted_by_a_split(folder):
+    shares = {"calibration_share": 0.4, "early_stopping_share": 0.0, "drop_leaks": False}
+    corpus = build_corpus(config(folder, clean=False, **shares), 0)
+    held, used = ({e.question for e in part} for part in (corpus.calibration, corpus.train))
+    assert held
+    assert not held & used
+
+
 def test_held_back_rows_are_the_same_for_every_seed_and_never_trained_on(folder):
     shares = {"calibration_share": 0.2, "early_stopping_share": 0.1}
     one, two = (build_corpus(config(folder, **shares), seed) for seed in (0, 1))

@@ -29,6 +29,8 @@ __all__ = ["Corpus", "QuestionSet", "audit_training", "build_corpus", "evaluatio
 
 log = logging.getLogger(__name__)
 
+_NUM_PASSES = 5
+
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSet:
@@ -108,11 +110,10 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
         kept = account.kept
         prints = [Fingerprint.of(example) for example in kept]
         task.advance(len(keyed), "fingerprints")
-        if config.clean:
-            groups = group_duplicates(kept, prints, config.near_duplicate, task.advance)
-        else:
-            groups = Groups(list(range(len(kept))), [], [])
-        task.advance(len(keyed) - (len(kept) if config.clean else 0), "duplicates")
+        groups = group_duplicates(kept, prints, config.near_duplicate, task.advance)
+        if not config.clean:  # copies stay, but no split comes between them
+            groups = Groups(groups.split, [], [])
+        task.advance(len(keyed) - len(kept), "duplicates")
         audit = audit_leaks(prints, evaluation.examples, config.near_duplicate) if evaluation else None
         task.advance(len(keyed), "leaks")
     account.groups, account.audit = groups, audit
@@ -141,9 +142,6 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
     }
     _tell(record)
     return Corpus(train, held["calibration"], held["early_stopping"], record, account)
-
-
-_NUM_PASSES = 5
 
 
 def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> tuple[QuestionSet | None, str]:
