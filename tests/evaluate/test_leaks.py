@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medqa.errors import ConfigError
+from medqa.errors import ConfigError, DataError
 from medqa.evaluate.report import without_flagged
 from medqa.evaluate.run import evaluate
 from medqa.recipe import load_recipe
@@ -41,10 +41,18 @@ def test_other_questions_are_audited_when_they_are_scored(leaky_run):
     report = evaluate(leaky_run, ["data.eval_split=other"])
     assert report["leaks"]["flagged"]["exact"] == ["q38", "q39"]
     assert report["data"]["split"] == "other"
+    assert json.loads((leaky_run / report["file"]).read_text()) == report
+    assert json.loads((leaky_run / "report.json").read_text())["data"]["split"] == "validation"
     alone = leaky_run.parent / "elsewhere.jsonl"
     write_medmcqa(alone, make_examples(44)[41:])
     settings = [f"data.name={alone}", "data.keys=0-based"]
     assert evaluate(leaky_run, settings)["leaks"]["num_flagged"] == 0
+
+
+def test_the_training_file_is_refused_by_whatever_path(leaky_run, monkeypatch):
+    monkeypatch.chdir(leaky_run.parent)
+    with pytest.raises(DataError, match="was trained on"):
+        evaluate(leaky_run, ["data.name=train.jsonl"])
 
 
 def test_a_part_of_the_questions_uses_the_same_audit(leaky_run):

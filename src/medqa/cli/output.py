@@ -113,8 +113,8 @@ def print_report(report: dict[str, Any]) -> None:
             console.print(f"  {scores['tuned']['num_too_long']} questions were too long and not scored")
     _print_leaks(console, report)
     _print_subjects(console, report)
-    part = "" if report["whole_split"] else f"-{data['num_used']}"
-    console.print(escape(f"Written to {report['run']}/report{part}.json and predictions{part}.jsonl"))
+    predictions = report["file"].replace("report", "predictions", 1).replace(".json", ".jsonl")
+    console.print(escape(f"Written to {report['run']}/{report['file']} and {predictions}"))
 
 
 def _print_leaks(console: Console, report: dict[str, Any]) -> None:

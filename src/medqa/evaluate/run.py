@@ -1,6 +1,7 @@
 """Measure a run: base and tuned model, our prompt and lm-eval's, on the whole evaluation split."""
 
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def evaluate(
     config = _config(run.config, settings)
     data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
     questions = evaluation_set(data, config.train.seed)
-    if trained_on := set(questions.record["files"]) & set(run.record["data"]["files"]):
+    if trained_on := _whole(questions.record["files"]) & _whole(run.record["data"]["files"]):
         raise DataError(
             f"{sorted(trained_on)[0]} was trained on: a score on it would mean nothing",
             "give other questions: --set data.name=... or --set data.eval_split=...",
@@ -64,18 +65,33 @@ def _config(trained: RunConfig, settings: Sequence[str]) -> RunConfig:
     return changed_config(trained, settings, ("data", "evaluate"))
 
 
+def _whole(files: Sequence[str]) -> set[str]:
+    return {str(Path(file).resolve()) for file in files}
+
+
+def _label(run: RunFolder, questions: QuestionSet) -> str:
+    """Name the files of a report: plain for the run's own questions, all of them; else told apart."""
+    own, record = run.config.data, questions.record
+    label = ""
+    if _whole([record["name"]]) != _whole([own.name]) or record["split"] != own.eval_split:
+        label = "-" + re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(record['name']).stem}-{record['split']}").strip(
+            "-"
+        )
+    return label if questions.whole else f"{label}-{len(questions.examples)}"
+
+
 def evaluate_tuned(
     tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig | None = None
 ) -> dict[str, Any]:
     """Score base and tuned model, and write report.json and predictions.jsonl into the run.
 
-    On a part of the questions, the files are named for their number, report-N.json, and leave the whole
-    report as it is.
+    On a part of the questions, or other ones than the run's own, the files are named for it, report-N.json or
+    report-NAME-SPLIT.json, and leave the whole report as it is.
 
     Returns:
         The content of report.json.
     """
-    path, start = tuned.run.path, time.monotonic()
+    path, start, label = tuned.run.path, time.monotonic(), _label(tuned.run, questions)
     leaks = find_leaks(tuned.run, questions)
     flagged = {id for ids in leaks["flagged"].values() for id in ids} if leaks["looked_for"] else set()
     predictions = _predict(tuned, questions, config or tuned.run.config.evaluate)
@@ -94,6 +110,7 @@ def evaluate_tuned(
     report = {
         "version": REPORT_VERSION,
         "run": str(path),
+        "file": f"report{label}.json",
         "whole_split": questions.whole,
         "base_model": tuned.run.record["base_model"]["name"],
         "data": questions.record,
@@ -104,16 +121,15 @@ def evaluate_tuned(
         "seconds": round(seconds, 1),
         **provenance(),
     }
-    part = "" if questions.whole else f"-{len(questions.examples)}"
     write_jsonl(
-        path / f"predictions{part}.jsonl",
+        path / f"predictions{label}.jsonl",
         (
             {"prompt": prompt, "model": model, **prediction.to_json()}
             for (prompt, model), rows in predictions.items()
             for prediction in rows
         ),
     )
-    write_json(path / f"report{part}.json", report)
+    write_json(path / report["file"], report)
     return report
 
 
