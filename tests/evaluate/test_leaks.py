@@ -18,13 +18,14 @@ def leaky_run(tmp_path_factory, tiny_model):
     """Train a run whose evaluation questions are partly in its training rows, and stay there."""
     from conftest import tiny_settings
 
-    data = tmp_path_factory.mktemp("leaky")
+    folder = tmp_path_factory.mktemp("leaky")
+    data = folder / "data"
     rows = make_examples(46)
     write_medmcqa(data / "train.jsonl", rows[:40])
     write_medmcqa(data / "validation.jsonl", rows[36:])
     write_medmcqa(data / "other.jsonl", make_examples(60)[38:])
     settings = [*tiny_settings(tiny_model, data), "data.drop_leaks=false"]
-    return train(load_recipe("medmcqa", settings), data / "run", "medmcqa").path
+    return train(load_recipe("medmcqa", settings), folder / "run", "medmcqa").path
 
 
 def test_flagged_questions_are_counted_and_scores_given_without_them(leaky_run):
@@ -50,7 +51,7 @@ def test_other_questions_are_audited_when_they_are_scored(leaky_run):
 
 
 def test_the_training_file_is_refused_by_whatever_path(leaky_run, monkeypatch):
-    monkeypatch.chdir(leaky_run.parent)
+    monkeypatch.chdir(leaky_run.parent / "data")
     with pytest.raises(DataError, match="was trained on"):
         evaluate(leaky_run, ["data.name=train.jsonl"])
 
@@ -62,7 +63,7 @@ def test_a_part_of_the_questions_uses_the_same_audit(leaky_run):
 
 
 def test_training_rows_that_are_gone_are_told(leaky_run, caplog):
-    train_file = leaky_run.parent / "train.jsonl"
+    train_file = leaky_run.parent / "data/train.jsonl"
     text = train_file.read_text()
     train_file.unlink()
     try:
