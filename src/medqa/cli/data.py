@@ -67,10 +67,13 @@ def build_data(
     leaks = record["leaks"]
     if leaks["looked_for"]:
         print(f"{'leaks':<{width}}  {'':>8}  {leaks['num_train_rows_left_out']:>8,}")
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in leaks["counts"].items() if count)
         print(
-            f"\n{leaks['num_flagged']:,} of {leaks['num_questions']:,} evaluation questions are flagged: "
-            + ", ".join(f"{count:,} {kind}" for kind, count in leaks["counts"].items() if count)
+            f"\n{leaks['num_flagged']:,} of {leaks['num_questions']:,} evaluation questions are flagged"
+            + (f": {counts}" if counts else "")
         )
+    else:
+        print(f"\nLeaks were not looked for: {leaks['reason']}")
     splits = record["splits"]
     print(
         f"\nTrain     {splits['train']['num_used']:,} questions, {record['num_with_explanation']:,} explained"
