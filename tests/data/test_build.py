@@ -56,7 +56,9 @@ def test_without_cleaning_rows_are_as_published_but_leaks_go(folder):
     corpus = build_corpus(config(folder, clean=False), 0)
     assert len(corpus.train) == 43
     assert any((e.explanation or "").startswith("Ans. is") for e in corpus.train)
-    assert len(build_corpus(config(folder, clean=False, drop_leaks=False), 0).train) == 44
+    everything = build_corpus(config(folder, clean=False, drop_leaks=False), 0)
+    assert len(everything.train) == 44
+    assert everything.record["leaks"]["num_train_rows_left_out"] == 0
 
 
 def test_copies_that_stay_are_never_parted_by_a_split(folder):

@@ -109,7 +109,7 @@ def rendered(corpus, config, tmp_path):
 def test_every_row_that_was_read_is_accounted_for(config, changes):
     config = config.model_copy(update=changes)
     corpus = build_corpus(config, 0)
-    flow = trace(corpus, config)
+    flow = trace(corpus)
     assert flow.num_read == sum(source["num_read"] for source in corpus.record["sources"])
     assert sum(part.count for part in flow.parts) == flow.num_read
     assert sum(loss.bar.count for loss in flow.losses) == flow.num_left_out == flow.parts[-1].count
@@ -118,7 +118,7 @@ def test_every_row_that_was_read_is_accounted_for(config, changes):
 
 
 def test_each_reason_is_counted(corpus, config):
-    counts = {loss.name: loss.bar.count for loss in trace(corpus, config).losses}
+    counts = {loss.name: loss.bar.count for loss in trace(corpus).losses}
     expected = {
         "broken": 1,
         "no key": 1,

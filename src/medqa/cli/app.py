@@ -30,6 +30,9 @@ Trust = Annotated[
     str | None,
     typer.Option("--trust-remote-code", metavar="NAME", help="Run's base model whose own code may run."),
 ]
+Recipe = Annotated[
+    str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made.")]
 
 
@@ -103,9 +106,7 @@ def doctor(
 
 @app.command()
 def data(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
-    ] = None,
+    recipe: Recipe = None,
     settings: Settings = None,
     mapping: Annotated[
         list[str] | None,
@@ -140,9 +141,7 @@ def data(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
-    ] = None,
+    recipe: Recipe = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; runs/RECIPE-N if not given.")] = None,
     resume: Annotated[

@@ -17,7 +17,7 @@ ACCOUNT_VERSION = 1
 WRONG_KEY_RULE = "contradicted key"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Account:
     """What was done to the rows, with their texts.
 
@@ -37,9 +37,9 @@ class Account:
     lexicon: Lexicon | None
     num_rows: int
     kept: list[Example]
-    groups: Groups = dataclasses.field(default_factory=lambda: Groups([], [], []))
-    audit: LeakAudit | None = None
-    evaluation: Sequence[Example] = ()
+    groups: Groups
+    audit: LeakAudit | None
+    evaluation: Sequence[Example]
 
 
 def _leaks(audit: LeakAudit | None, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def _leaks(audit: LeakAudit | None, evaluation: dict[str, Any]) -> dict[str, Any
     }
 
 
-def describe(account: Account, audit: LeakAudit | None, evaluation: dict[str, Any]) -> dict[str, Any]:
+def describe(account: Account, evaluation: dict[str, Any]) -> dict[str, Any]:
     """Put an account into numbers and ids: no question's text."""
     kept, groups = account.kept, account.groups
     repairs = account.lexicon.repairs.values() if account.lexicon else ()
@@ -74,18 +74,18 @@ def describe(account: Account, audit: LeakAudit | None, evaluation: dict[str, An
         "repaired_words": len(repairs),
         "duplicates": {
             "num_groups": len(groups.duplicates),
-            "num_left_out": sum(len(rows) - 1 for rows in groups.duplicates),
+            "num_left_out": len(groups.copies),
         },
         "conflicts": {
             "num_groups": len(groups.conflicts),
-            "num_rows": sum(map(len, groups.conflicts)),
+            "num_rows": len(groups.conflicting),
             "groups": [[kept[row].id for row in rows] for rows in groups.conflicts],
         },
         "suspected_wrong_keys": [
             {"id": example.id, "score": drop.score, "reason": drop.reason}
             for example, drop in sorted(wrong, key=lambda pair: -pair[1].score)
         ],
-        "leaks": _leaks(audit, evaluation),
+        "leaks": _leaks(account.audit, evaluation),
         "keys": _shares(LETTERS[example.answer] for example in kept if example.answer is not None),
         "subjects": _shares(example.subject or "(unknown)" for example in kept),
     }

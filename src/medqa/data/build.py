@@ -17,12 +17,12 @@ from medqa.data.duplicates import Fingerprint, Groups, group_duplicates
 from medqa.data.leaks import LeakAudit, audit_leaks
 from medqa.data.mix import Source, read_sources
 from medqa.data.repair import Lexicon
-from medqa.data.rules import chosen_rules, clean_rows
+from medqa.data.rules import Rule, chosen_rules, clean_rows
 from medqa.data.sources import read_split
 from medqa.data.splits import hold_back
 from medqa.data.vocabulary import Vocabulary, row_text
 from medqa.errors import DataError
-from medqa.progress import Task, track
+from medqa.progress import track
 from medqa.records import Example
 
 __all__ = ["Corpus", "QuestionSet", "audit_training", "build_corpus", "evaluation_set"]
@@ -106,8 +106,9 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
         config, {file for source in sources for file in source.split.files}
     )
     with track("Preparing questions", _NUM_PASSES * len(keyed)) as task:
-        account = _clean(config, keyed, task)
-        kept = account.kept
+        rules, lexicon = _rules(config, keyed)
+        task.advance(len(keyed), "words")
+        kept, results = clean_rows(rules, keyed, task.advance)
         prints = [Fingerprint.of(example) for example in kept]
         task.advance(len(keyed), "fingerprints")
         groups = group_duplicates(kept, prints, config.near_duplicate, task.advance)
@@ -115,9 +116,11 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
             groups = Groups(groups.split, [], [])
         task.advance(len(keyed) - len(kept), "duplicates")
         audit = audit_leaks(prints, evaluation.examples, config.near_duplicate) if evaluation else None
+        if audit is not None and not config.drop_leaks:
+            audit = dataclasses.replace(audit, train_rows={})
         task.advance(len(keyed), "leaks")
-    account.groups, account.audit = groups, audit
-    account.evaluation = evaluation.examples if evaluation else []
+    questions = evaluation.examples if evaluation else []
+    account = Account(rules, results, lexicon, len(keyed), kept, groups, audit, questions)
     parts = _split(config, kept, groups, audit)
     train, num_distinct = _compose(config, sources, [kept[row] for row in parts["train"]], seed)
     if not train:
@@ -126,17 +129,18 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
             "`medqa data` shows what each rule left out; data.skip_rules switches one off",
         )
     held = {name: [kept[row] for row in parts[name]] for name in ("calibration", "early_stopping")}
+    splits = {
+        name: {"num_used": len(rows), "sha256": examples_hash(rows)}
+        for name, rows in (("train", train), *held.items())
+    }
     record = {
         "name": config.name,
         "split": config.train_split,
         "files": [file for source in sources for file in source.split.files],
         "sources": [source.record(train) for source in sources],
-        **describe(account, audit, evaluation.record if evaluation else {"reason": reason}),
-        "splits": {
-            name: {"num_used": len(rows), "sha256": examples_hash(rows)}
-            for name, rows in (("train", train), *held.items())
-        },
-        "sha256": examples_hash(train),
+        **describe(account, evaluation.record if evaluation else {"reason": reason}),
+        "splits": splits,
+        "sha256": splits["train"]["sha256"],
         **_counts(train),
         "num_distinct": num_distinct,
     }
@@ -162,27 +166,21 @@ def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> tuple[Que
     return None, reason
 
 
-def _clean(config: DataConfig, examples: list[Example], task: Task) -> Account:
-    """Apply the rules to every row."""
-    rules = minimal_rules()
-    lexicon = None
-    if config.clean:
-        vocabulary = Vocabulary(row_text(example) for example in examples)
-        lexicon = Lexicon.learn(vocabulary)
-        rules = cleaning_rules(vocabulary, lexicon)
-    chosen = chosen_rules(rules, config.skip_rules if config.clean else ())
-    task.advance(len(examples), "words")
-    kept, results = clean_rows(chosen, examples, task.advance)
-    return Account(chosen, results, lexicon, len(examples), kept)
+def _rules(config: DataConfig, examples: list[Example]) -> tuple[list[Rule], Lexicon | None]:
+    """Choose the rules, learnt from the rows where they are to be cleaned."""
+    if not config.clean:
+        return minimal_rules(), None
+    vocabulary = Vocabulary(row_text(example) for example in examples)
+    lexicon = Lexicon.learn(vocabulary)
+    return chosen_rules(cleaning_rules(vocabulary, lexicon), config.skip_rules), lexicon
 
 
 def _split(
     config: DataConfig, kept: Sequence[Example], groups: Groups, audit: LeakAudit | None
 ) -> dict[str, list[int]]:
     """Say which rows are left, and what each of them is for."""
-    spare = {row for rows in groups.duplicates for row in rows[1:]}
-    spare |= {row for rows in groups.conflicts for row in rows}
-    if audit is not None and config.drop_leaks:
+    spare = groups.copies | groups.conflicting
+    if audit is not None:
         spare |= audit.train_rows.keys()
     left = [row for row in range(len(kept)) if row not in spare]
     examples, numbers = [kept[row] for row in left], [groups.split[row] for row in left]
@@ -268,6 +266,7 @@ def evaluation_set(config: DataConfig, seed: int) -> QuestionSet:
             "measure on a split with keys: --set data.eval_split=validation",
         )
     drawn = sample(keyed, config.max_eval_rows, seed)
+    sha256 = examples_hash(drawn)
     num_twice = len(drawn) - len({example.content_hash() for example in drawn})
     if num_twice:
         log.warning(
@@ -289,7 +288,7 @@ def evaluation_set(config: DataConfig, seed: int) -> QuestionSet:
             "num_occurring_again": num_twice,
             "num_with_key": len(keyed),
             "num_used": len(drawn),
-            "sha256": examples_hash(drawn),
-            "sha256_split": examples_hash(keyed),
+            "sha256": sha256,
+            "sha256_split": sha256 if len(drawn) == len(keyed) else examples_hash(keyed),
         },
     )

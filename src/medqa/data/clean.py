@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from medqa.data import citations, judge, layout, markers
 from medqa.data.repair import Lexicon
-from medqa.data.rules import Drop, Rule
+from medqa.data.rules import Rule
 from medqa.data.vocabulary import Vocabulary, row_text
 from medqa.records import Example
 
@@ -77,46 +77,42 @@ def cleaning_rules(vocabulary: Vocabulary, lexicon: Lexicon) -> list[Rule]:
         vocabulary: The corpus's words, to tell glued words from names.
         lexicon: Its damaged words.
     """
-
-    def rule(name: str, meaning: str, apply: Callable[[Example], Example | Drop]) -> Rule:
-        return Rule(name, meaning, apply)
-
     return [
-        rule("markup", "HTML tags and entities are resolved.", _everywhere(layout.strip_markup)),
-        rule("spaces", "Runs of blanks and empty lines become one.", _everywhere(layout.collapse_space)),
-        rule(
+        Rule("markup", "HTML tags and entities are resolved.", _everywhere(layout.strip_markup)),
+        Rule("spaces", "Runs of blanks and empty lines become one.", _everywhere(layout.collapse_space)),
+        Rule(
             "lost letters", 'Letters that the source lost are put back: "aery" is artery.', _repair(lexicon)
         ),
-        rule(
+        Rule(
             "glued words",
             "Words joined where a line ended are parted.",
             _everywhere(lambda text: layout.split_glued(text, vocabulary)),
         ),
         *minimal_rules(),
-        rule("picture", "Left out: the question is about a picture.", judge.picture_question),
-        rule("several answers", "Left out: the explanation names several answers.", judge.several_answers),
-        rule(
+        Rule("picture", "Left out: the question is about a picture.", judge.picture_question),
+        Rule("several answers", "Left out: the explanation names several answers.", judge.several_answers),
+        Rule(
             "contradicted key",
             "Left out: the explanation names another option than the key does.",
             judge.contradicted_key,
         ),
-        rule(
+        Rule(
             "answer marker",
             "Openings that only name the key go: \"Ans. is 'b' i.e.,\".",
             _explanation(markers.strip_opening),
         ),
-        rule("citation", "Books, editions and pages go.", _explanation(citations.strip_citations)),
-        rule(
+        Rule("citation", "Books, editions and pages go.", _explanation(citations.strip_citations)),
+        Rule(
             "pointer", "Sentences that point at an image or table go.", _explanation(citations.strip_pointers)
         ),
-        rule("bullets", "What is left of lists becomes lines with dashes.", _explanation(layout.set_bullets)),
-        rule(
+        Rule("bullets", "What is left of lists becomes lines with dashes.", _explanation(layout.set_bullets)),
+        Rule(
             "letter reference",
             'An option named by its letter is named by its text: "option B".',
             _explanation(markers.spell_out_references),
         ),
-        rule("first capital", "Explanations begin with a capital.", _explanation(layout.capitalise)),
-        rule(
+        Rule("first capital", "Explanations begin with a capital.", _explanation(layout.capitalise)),
+        Rule(
             "restated key",
             "An explanation that only repeats the right option goes; the question stays.",
             _explanation(judge.restates_key),

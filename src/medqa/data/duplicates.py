@@ -202,6 +202,16 @@ class Groups:
     duplicates: list[list[int]]
     conflicts: list[list[int]]
 
+    @property
+    def copies(self) -> set[int]:
+        """Rows that another one stands for."""
+        return {row for rows in self.duplicates for row in rows[1:]}
+
+    @property
+    def conflicting(self) -> set[int]:
+        """Rows of groups with different keys."""
+        return {row for rows in self.conflicts for row in rows}
+
 
 def group_duplicates(
     examples: Sequence[Example],

@@ -55,9 +55,9 @@ def same_questions(account: Account) -> dict[str, Any]:
     telling = [rows for rows in groups.duplicates if len({normalise(kept[row].question) for row in rows}) > 1]
     return {
         "num_groups": len(groups.duplicates),
-        "num_left_out": sum(len(rows) - 1 for rows in groups.duplicates),
+        "num_left_out": len(groups.copies),
         "num_conflicts": len(groups.conflicts),
-        "num_conflict_rows": sum(map(len, groups.conflicts)),
+        "num_conflict_rows": len(groups.conflicting),
         "duplicates": [show(rows) for rows in telling[:NUM_DUPLICATES]],
         "conflicts": [show(rows) for rows in groups.conflicts[:NUM_CONFLICTS]],
     }
@@ -89,8 +89,7 @@ def leaks(account: Account, config: DataConfig) -> dict[str, Any] | None:
         return None
     rows = collections.Counter(audit.train_rows.values())
     by_id = {example.id: example for example in account.evaluation}
-    elsewhere = {row for rows in account.groups.duplicates for row in rows[1:]}
-    elsewhere |= {row for rows in account.groups.conflicts for row in rows}
+    elsewhere = account.groups.copies | account.groups.conflicting
     kinds = []
     for kind, meaning in KINDS.items():
         flagged = audit.flagged.get(kind, [])
@@ -101,7 +100,7 @@ def leaks(account: Account, config: DataConfig) -> dict[str, Any] | None:
                 "name": kind,
                 "meaning": meaning,
                 "num_questions": len(flagged),
-                "num_rows": rows[kind] if config.drop_leaks else 0,
+                "num_rows": rows[kind],
                 "dropped": config.drop_leaks and kind in DROPPED,
                 "pairs": pairs,
                 "alone": [] if pairs else alone,

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from medqa.config import DataConfig
 from medqa.data.account import WRONG_KEY_RULE
 from medqa.data.build import Corpus
 from medqa.data.distributions import Bar, bars
@@ -46,12 +45,11 @@ class Flow:
     num_repeats: int
 
 
-def trace(corpus: Corpus, config: DataConfig) -> Flow:
+def trace(corpus: Corpus) -> Flow:
     """Follow the rows from their sources to their use.
 
     Args:
         corpus: What was built.
-        config: The settings it was built by.
     """
     record = corpus.record
     num_broken = sum(source["num_broken"] for source in record["sources"])
@@ -59,7 +57,7 @@ def trace(corpus: Corpus, config: DataConfig) -> Flow:
     num_told = num_broken + num_keyless + record["num_with_key"]
     # Further sources may hold more rows than their max_rows takes.
     num_read = max(num_told, sum(source["num_read"] for source in record["sources"]))
-    same, conflicting, leaking = _left_out_together(corpus, config)
+    same, conflicting, leaking = _left_out_together(corpus)
     held = len(corpus.calibration) + len(corpus.early_stopping)
     trainable = len(corpus.account.kept) - same - conflicting - leaking - held
     reasons = [
@@ -111,12 +109,9 @@ def _section(rule: str) -> str:
     return "keys" if rule == WRONG_KEY_RULE else "rules"
 
 
-def _left_out_together(corpus: Corpus, config: DataConfig) -> tuple[int, int, int]:
+def _left_out_together(corpus: Corpus) -> tuple[int, int, int]:
     """Count duplicates, conflicts and leaks so that no row counts twice."""
     groups, audit = corpus.account.groups, corpus.account.audit
-    same = {row for rows in groups.duplicates for row in rows[1:]}
-    conflicting = {row for rows in groups.conflicts for row in rows} - same
-    leaking: set[int] = set()
-    if audit is not None and config.drop_leaks:
-        leaking = audit.train_rows.keys() - same - conflicting
-    return len(same), len(conflicting), len(leaking)
+    leaking = audit.train_rows.keys() if audit is not None else set()
+    same, conflicting = groups.copies, groups.conflicting
+    return len(same), len(conflicting), len(leaking - same - conflicting)

@@ -36,7 +36,7 @@ class LeakAudit:
 
     Attributes:
         flagged: Ids of the evaluation questions, by kind; each under its most serious kind only.
-        train_rows: Kind of leak by number of the training row, for the kinds that are dropped.
+        train_rows: Training rows to leave out: kind of leak by number.
         pairs: Of each kind, pairs of training row and evaluation question.
         num_evaluation: Evaluation questions in all.
     """

@@ -65,7 +65,7 @@ def page_view(corpus: Corpus, config: DataConfig) -> dict[str, Any]:
     account, record = corpus.account, corpus.record
     return {
         "name": config.name,
-        "flow": trace(corpus, config),
+        "flow": trace(corpus),
         "num_explained": record["num_with_explanation"],
         "num_train": len(corpus.train),
         "cards": [card(example) for example in _telling_rows(corpus.train)],

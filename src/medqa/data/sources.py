@@ -96,7 +96,7 @@ def read_split(config: SourceConfig, split: str, *, allow_repeated_options: bool
         config: Says where, and how columns and keys are read.
         split: Name of the split, such as "train" or "validation".
         allow_repeated_options: Keep questions that give an option twice. Published benchmarks hold
-            a few and count them; for training they are broken rows.
+            a few and count them; where rows are cleaned, a rule leaves them out and counts them.
 
     Raises:
         DataError: If there is no such split, a file is empty or has other columns, it is unclear how
