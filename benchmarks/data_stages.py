@@ -12,7 +12,8 @@ import time
 
 from medqa.config import DataConfig
 from medqa.data.build import build_corpus
-from medqa.data.duplicates import Fingerprint, group_duplicates
+from medqa.data.duplicates import group_duplicates
+from medqa.data.fingerprints import Fingerprint
 from medqa.data.leaks import audit_leaks
 from medqa.data.repair import Lexicon
 from medqa.data.sources import read_split

@@ -48,8 +48,8 @@ def test_trained_prefix_is_the_scored_prefix(renderer):
     items = make_items(renderer, EXAMPLES, "medqa")
     assert counts == {"num_too_long": 0, "num_explanations_cut": 0}
     for row, item, example in zip(rows, items, EXAMPLES, strict=True):
-        assert row.ids[: row.num_prefix] == item.prefix
-        letter = row.ids[row.num_prefix : row.num_prefix + row.num_letter]
+        assert list(row.ids[: row.num_prefix]) == item.prefix
+        letter = list(row.ids[row.num_prefix : row.num_prefix + row.num_letter])
         assert letter == item.letters[example.answer]
         assert row.ids[-1] == renderer.stop_ids[0]
 
@@ -58,7 +58,7 @@ def test_asking_goes_on_from_what_was_trained(renderer):
     rows, _ = tokenise_rows(renderer, EXAMPLES, max_length_tokens=4096)
     for row, example in zip(rows, EXAMPLES, strict=True):
         asked = renderer.answer_ids(example, example.answer)
-        assert row.ids[: len(asked)] == asked
+        assert list(row.ids[: len(asked)]) == asked
 
 
 def test_the_prefix_is_the_chat_template_s_own(renderer):
@@ -99,8 +99,12 @@ def test_rows_without_explanation_do_not_teach_to_stop(renderer):
     example = Example("Why?", ("a", "b"), answer=0)
     [row], _ = tokenise_rows(renderer, [example], max_length_tokens=4096)
     assert row.ids[-1] not in renderer.stop_ids
-    [row], _ = tokenise_rows(renderer, [EXAMPLES[0]], max_length_tokens=4096, explanations=False)
-    assert row.ids[-1] not in renderer.stop_ids
+    [row], _ = tokenise_rows(renderer, [EXAMPLES[0]], max_length_tokens=4096)
+    assert row.has_explanation
+    assert row.ids[-1] in renderer.stop_ids
+    short = row.without_explanation()
+    assert not short.has_explanation
+    assert list(short.ids) == renderer.answer_ids(EXAMPLES[0], EXAMPLES[0].answer)
 
 
 def test_cut_and_too_long_rows_are_counted(renderer):
@@ -131,7 +135,7 @@ def test_lm_eval_prompt_is_that_of_its_medmcqa_task():
 
 
 def test_lm_eval_tokens_are_cut_from_the_whole(renderer):
-    context, letters = renderer.lm_eval_ids(EXAMPLES[0])
+    [(context, letters)] = renderer.lm_eval_ids(EXAMPLES[:1])
     text, continuations = lm_eval_prompt(EXAMPLES[0])
     for ids, continuation in zip(letters, continuations, strict=True):
         assert context + ids == renderer.tokenizer(text + continuation, add_special_tokens=False)["input_ids"]

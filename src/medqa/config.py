@@ -142,12 +142,16 @@ class TrainConfig(Section):
     """Gradients are scaled down to this global norm."""
     answer_weight: Fraction = 0.5
     """Share of a row's loss on its answer letter; the rest is the mean over its other tokens."""
-    explanations: bool = True
-    """Train on the explanation too; false trains letter and option text only."""
+    explanation_share: Fraction = 1.0
+    """Share of the rows that are trained with their explanation, drawn by hash; the others end after
+    letter and option text, which halves their length."""
     max_length_tokens: Positive = 512
     """Longest row. Explanations past it are cut (and counted); prompts past it are left out (and counted)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the adapter's start, the order of the rows and dropout."""
+    fast_path: bool = True
+    """Run packed rows through fused layers, where that is found to equal the plain way on your own rows;
+    false takes transformers' and PEFT's own layers."""
     allow_slow: bool = False
     """Train on the CPU even where that is estimated to take hours."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0

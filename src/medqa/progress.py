@@ -30,6 +30,9 @@ class Task(Protocol):
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count steps as done and show a note, such as the rate."""
 
+    def resize(self, total: int) -> None:
+        """Change how many steps there will be."""
+
 
 class _BarTask:
     def __init__(self, progress: Progress, task_id: int) -> None:
@@ -37,6 +40,9 @@ class _BarTask:
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._progress.update(self._id, advance=steps, note=note)  # type: ignore[arg-type]
+
+    def resize(self, total: int) -> None:
+        self._progress.update(self._id, total=total)  # type: ignore[arg-type]
 
 
 class _LineTask:
@@ -50,6 +56,9 @@ class _LineTask:
         self._note = note
         if time.monotonic() - self._last > PLAIN_LINE_EVERY_S and self._done < self._total:
             self.line()
+
+    def resize(self, total: int) -> None:
+        self._total = total
 
     def line(self) -> None:
         now = self._last = time.monotonic()

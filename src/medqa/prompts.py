@@ -16,6 +16,7 @@ Torch-free: a tokenizer is anything with `apply_chat_template`, `__call__` and `
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from medqa.errors import ModelError
@@ -184,14 +185,17 @@ class PromptRenderer:
         option = self._encode(self.option_text(example.options[choice]))
         return self.prefix_ids(example) + self._letter_ids[choice] + option
 
-    def lm_eval_ids(self, example: Example) -> tuple[list[int], list[list[int]]]:
-        """Tokenise lm-eval's prompt and its continuations as lm-eval does.
+    def lm_eval_ids(self, examples: Sequence[Example]) -> list[tuple[list[int], list[list[int]]]]:
+        """Tokenise lm-eval's prompts and their continuations as lm-eval does.
 
         Source:
             lm-eval `TemplateLM._encode_pair`: context and continuation are tokenised together and
             cut at the length of the context's own tokens; no special tokens are added.
         """
-        context, continuations = lm_eval_prompt(example)
-        context_ids = self._encode(context)
-        whole = [self._encode(context + text) for text in continuations]
-        return context_ids, [ids[len(context_ids) :] for ids in whole]
+        prompts = [lm_eval_prompt(example) for example in examples]
+        contexts = self.encode_all([context for context, _ in prompts])
+        wholes = iter(self.encode_all([context + text for context, texts in prompts for text in texts]))
+        return [
+            (ids, [next(wholes)[len(ids) :] for _ in texts])
+            for ids, (_, texts) in zip(contexts, prompts, strict=True)
+        ]

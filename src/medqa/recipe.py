@@ -24,6 +24,7 @@ __all__ = [
     "load_recipe",
     "recipe_names",
     "recipe_text",
+    "refuse_planned",
 ]
 
 DEFAULT_RECIPE = "medmcqa"
@@ -127,6 +128,8 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
         node[last] = text
 
 
+# What --minutes decides.
+PLANNED = ("train.epochs", "train.explanation_share")
 _FIELDS_HINT = "`medqa recipe fields` lists every key"
 
 
@@ -151,6 +154,21 @@ def _walk(section: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]
             yield from _walk(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value, field.description or ""
+
+
+def refuse_planned(settings: Sequence[str]) -> None:
+    """Refuse settings that a time leaves nothing to decide about.
+
+    Raises:
+        ConfigError: If one of them is set.
+    """
+    for setting in settings:
+        key = setting.partition("=")[0].strip()
+        if key in PLANNED:
+            raise ConfigError(
+                f"--set {key} and --minutes both say how much to train",
+                "leave one of them out; --set data.max_train_rows=... still sets the most",
+            )
 
 
 def describe_fields(config: RunConfig | None = None) -> list[tuple[str, Any, str]]:

@@ -4,13 +4,17 @@ They are written as ordinary folders, so that everything under test takes the sa
 real model. Their answers mean nothing.
 """
 
+import array
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medqa.records import LETTERS, Example
 
-__all__ = ["CHAT_TEMPLATE", "make_examples", "make_tiny_model", "make_tokenizer", "write_medmcqa"]
+if TYPE_CHECKING:
+    from medqa.model.batch import TokenisedRow
+
+__all__ = ["CHAT_TEMPLATE", "make_examples", "make_tiny_model", "make_tokenizer", "row_of", "write_medmcqa"]
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}<|end|>\n{% endfor %}"
@@ -95,6 +99,13 @@ def make_examples(count: int) -> list[Example]:
             )
         )
     return examples
+
+
+def row_of(ids: list[int], num_prefix: int, num_letter: int = 1, num_option: int = 0) -> "TokenisedRow":
+    """Make a training row of token ids."""
+    from medqa.model.batch import TokenisedRow
+
+    return TokenisedRow(array.array("i", ids), num_prefix, num_letter, num_option)
 
 
 def write_medmcqa(file: Path, examples: list[Example]) -> Path:

@@ -134,7 +134,7 @@ def test_residue_goes_and_the_rest_stays(rules, before, after):
     ],
 )
 def test_rows_that_would_teach_wrong_are_left_out(rules, example, rule):
-    kept, results = clean_rows(rules, [example])
+    kept, _, results = clean_rows(rules, [example], repr)
     assert not kept
     assert [name for name, result in results.items() if result.dropped] == [rule]
 
@@ -197,7 +197,7 @@ def test_published_texts_are_kept_where_they_change(rules):
 
 def test_counts_and_samples(rules):
     rows = [Example(f"question {i}", OPTIONS, 0, explanation="Ans. A. " + REST) for i in range(30)]
-    _, results = clean_rows(rules, rows)
+    _, _, results = clean_rows(rules, rows, repr)
     assert results["answer marker"].num_changed == 30
     assert len(results["answer marker"].changed) == 10
     id, field, before, after = results["answer marker"].changed[0]
@@ -209,10 +209,11 @@ def test_many_processes_give_what_one_gives(rules, monkeypatch):
         Example(f"question {i}", OPTIONS, i % 4, explanation=f"(a) {REST} Ref: Harrison {i}/e p 5")
         for i in range(60)
     ]
-    alone, counted = clean_rows(rules, rows)
+    alone, seen, counted = clean_rows(rules, rows, repr)
+    assert seen == [repr(row) for row in alone]
     monkeypatch.setattr("medqa.data.rules._CHUNK", 3)
-    spread, counted_there = clean_rows(rules, rows)
-    assert spread == alone
+    spread, seen_there, counted_there = clean_rows(rules, rows, repr)
+    assert (spread, seen_there) == (alone, seen)
     assert counted_there == counted
 
 
@@ -271,5 +272,6 @@ def test_the_order_of_the_options_is_free(rules, example, random):
 
 
 def test_without_cleaning_only_the_unusable_goes():
-    kept, _ = clean_rows(minimal_rules(), [Example("q", ("a", "a"), 0), Example("<b>q</b>", ("a", "b"), 0)])
+    rows = [Example("q", ("a", "a"), 0), Example("<b>q</b>", ("a", "b"), 0)]
+    kept, _, _ = clean_rows(minimal_rules(), rows, repr)
     assert [e.question for e in kept] == ["<b>q</b>"]

@@ -4,7 +4,8 @@ import random
 import pytest
 
 from medqa.data.draw import examples_hash, reordered, sample, shuffled, weighted
-from medqa.data.duplicates import Fingerprint, group_duplicates, normalise
+from medqa.data.duplicates import group_duplicates
+from medqa.data.fingerprints import Fingerprint, normalise
 from medqa.data.leaks import audit_leaks
 from medqa.data.splits import hold_back
 from medqa.records import Example

@@ -13,7 +13,7 @@ from medqa.errors import DataError, DeviceError, ModelError, RunError
 from medqa.evaluate import score as score_module
 from medqa.evaluate.report import compare, summarise
 from medqa.evaluate.run import evaluate
-from medqa.evaluate.score import make_items, score_items
+from medqa.evaluate.score import choose_decoder, make_items, score_items
 from medqa.hardware.device import choose_device
 from medqa.model.load import find_base, load_model, load_renderer
 from medqa.model.lora import without_adapter
@@ -86,19 +86,43 @@ def test_too_long_prompts_are_counted_apart_never_cut(parts):
     assert summarise(predictions)["num_questions"] == len(EXAMPLES) - 1
 
 
-def test_short_memory_halves_the_pass(parts, monkeypatch):
+@pytest.mark.parametrize("prompt", ["medqa", "lm_eval"])
+@pytest.mark.parametrize("batch_tokens", [1, 700, 10_000])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_packed_scores_equal_plain_ones(parts, prompt, batch_tokens, adapted):
+    model, renderer, device = parts
+    items = make_items(renderer, EXAMPLES, prompt)
+    settings = {"max_length_tokens": 2000, "batch_tokens": batch_tokens, "adapted": adapted}
+    decoder = choose_decoder(model, items, device, max_length_tokens=2000)
+    assert decoder is not None
+    packed = score_items(model, items, device, decoder=decoder, **settings)
+    for a, b in zip(packed, score_items(model, items, device, **settings), strict=True):
+        assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-4)
+
+
+def test_a_decoder_that_scores_otherwise_is_not_taken(parts, monkeypatch, caplog):
+    model, renderer, device = parts
+    monkeypatch.setattr("medqa.model.decoder.rotate", lambda x, cos, sin: x)
+    items = make_items(renderer, EXAMPLES, "medqa")
+    assert choose_decoder(model, items, device, max_length_tokens=2000) is None
+    assert "Scoring the plain way, slower" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["packed", "plain"])
+def test_short_memory_halves_the_pass(parts, monkeypatch, way):
     model, renderer, device = parts
     items = make_items(renderer, EXAMPLES, "medqa")
     whole = score_items(model, items, device, max_length_tokens=2000, batch_tokens=10_000)
     hidden = score_module._hidden
+    decoder = choose_decoder(model, items, device, max_length_tokens=2000) if way == "packed" else None
 
-    def short_of_memory(model, rows, device):
+    def short_of_memory(model, rows, *rest):
         if len(rows) > 10:
             raise torch.OutOfMemoryError("out of memory")
-        return hidden(model, rows, device)
+        return hidden(model, rows, *rest)
 
     monkeypatch.setattr(score_module, "_hidden", short_of_memory)
-    halved = score_items(model, items, device, max_length_tokens=2000, batch_tokens=10_000)
+    halved = score_items(model, items, device, max_length_tokens=2000, batch_tokens=10_000, decoder=decoder)
     for a, b in zip(whole, halved, strict=True):
         assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-4)
 

@@ -6,10 +6,10 @@ import torch
 import medqa.model.batch as batch_module
 from medqa.config import LoraConfig, ModelConfig
 from medqa.hardware.device import choose_device
-from medqa.model.batch import AnswerLoss, TokenisedRow, collate, plan_epoch, tokenise_rows
+from medqa.model.batch import AnswerLoss, collate, tokenise_rows
 from medqa.model.load import find_base, load_model, load_renderer
 from medqa.model.lora import attach_adapter, trainable_parameters
-from medqa.testing import make_examples
+from medqa.testing import make_examples, row_of
 
 
 @pytest.fixture
@@ -61,26 +61,15 @@ def test_chunks_of_the_head_change_neither_loss_nor_gradient(parts, monkeypatch)
 
 
 def test_answer_only_rows_put_all_weight_on_the_letter():
-    row = TokenisedRow([1, 2, 3, 4], num_prefix=3, num_letter=1)
+    row = row_of([1, 2, 3, 4], num_prefix=3)
     assert collate([row], 0.3).weight_N.tolist() == [1.0]
 
 
 def test_labels_sit_where_they_are_predicted():
-    rows = [TokenisedRow([5, 6, 7, 8], 2, 1), TokenisedRow([5, 6, 7, 8, 9, 10], 3, 2)]
+    rows = [row_of([5, 6, 7, 8], 2), row_of([5, 6, 7, 8, 9, 10], 3, 2)]
     b = collate(rows, 0.5)
     assert b.input_ids_BT.tolist() == [[5, 6, 7, 8, 0, 0], [5, 6, 7, 8, 9, 10]]
     assert b.position_N.tolist() == [1, 2, 8, 9, 10]
     assert b.label_N.tolist() == [7, 8, 8, 9, 10]
     assert b.weight_N.tolist() == [0.5, 0.5, 0.25, 0.25, 0.5]
     assert b.is_answer_N.tolist() == [True, False, True, True, False]
-
-
-def test_an_epoch_takes_every_row_once_in_batches_of_like_length():
-    lengths = [(7 * i) % 100 + 1 for i in range(1003)]
-    batches = plan_epoch(lengths, 16, seed=0, epoch=0)
-    assert sorted(row for b in batches for row in b) == list(range(1003))
-    assert sum(len(b) < 16 for b in batches) == 1
-    padded = sum(max(lengths[r] for r in b) * len(b) for b in batches)
-    assert padded < 1.05 * sum(lengths)
-    assert batches == plan_epoch(lengths, 16, seed=0, epoch=0)
-    assert batches != plan_epoch(lengths, 16, seed=0, epoch=1) != plan_epoch(lengths, 16, seed=1, epoch=1)

@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 from medqa.errors import DataError, DeviceError, ModelError, RunError, TrainingError
 from medqa.hardware.device import MemoryPlan
 from medqa.recipe import load_recipe
-from medqa.train import loop
+from medqa.train import engine, fast, loop
 from medqa.train.run import resume, train
-from medqa.train.schedule import learning_rate
 
 
 @pytest.fixture(autouse=True)
@@ -76,40 +75,53 @@ def test_batch_times_accumulation_does_not_change_the_result(settings, tmp_path,
             torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_out_of_memory_halves_the_pass_says_so_and_gives_the_same_result(
-    settings, tmp_path, monkeypatch, finished_run
-):
-    collate = loop.collate
+@pytest.fixture(params=["fast", "plain"])
+def path_settings(request, settings):
+    """Settings that take the one or the other path through a step."""
+    return [*settings, f"train.fast_path={request.param == 'fast'}"]
 
-    def short_of_memory(rows, weight):
+
+def replace_batches(monkeypatch, change):
+    """Put `change(make, rows, ...)` in the place of what makes a pass's batch, on both paths."""
+    for module, name in ((engine, "collate"), (fast, "pack")):
+        make = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, make=make: change(make, *args))
+
+
+def test_out_of_memory_halves_the_pass_says_so_and_gives_the_same_result(
+    path_settings, tmp_path, monkeypatch
+):
+    expected = train(load_recipe("medmcqa", path_settings), tmp_path / "expected", "medmcqa").path
+
+    def short_of_memory(make, rows, *rest):
         if len(rows) > 2:
             raise torch.OutOfMemoryError("out of memory")
-        return collate(rows, weight)
+        return make(rows, *rest)
 
-    monkeypatch.setattr(loop, "collate", short_of_memory)
-    run = train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    replace_batches(monkeypatch, short_of_memory)
+    run = train(load_recipe("medmcqa", path_settings), tmp_path / "run", "medmcqa")
     assert [text[:38] for text in run.record["notices"]] == [
         "Memory ran out with 8 rows a pass at s",
         "Memory ran out with 4 rows a pass at s",
     ]
     assert run.record["training"]["micro_batch_size"] == 2
-    for name, tensor in adapter_of(finished_run).items():
+    for name, tensor in adapter_of(expected).items():
         torch.testing.assert_close(adapter_of(run.path)[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_out_of_memory_with_one_row_is_an_error(settings, tmp_path, monkeypatch):
-    def no_memory(rows, weight):
+def test_out_of_memory_with_one_row_is_an_error(path_settings, tmp_path, monkeypatch):
+    def no_memory(make, *args):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(loop, "collate", no_memory)
+    replace_batches(monkeypatch, no_memory)
     with pytest.raises(TrainingError, match="single row") as caught:
-        train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+        train(load_recipe("medmcqa", path_settings), tmp_path / "run", "medmcqa")
     assert "max_length_tokens" in caught.value.hint
 
 
 @pytest.mark.parametrize("extra", ["serve.max_explanation_tokens=8", "train.lora.last_blocks=1"])
-def test_recomputed_activations_give_the_same_result(settings, tmp_path, monkeypatch, extra):
-    config = load_recipe("medmcqa", [*settings, extra])
+def test_recomputed_activations_give_the_same_result(path_settings, tmp_path, monkeypatch, extra):
+    config = load_recipe("medmcqa", [*path_settings, extra])
     plain = train(config, tmp_path / "plain", "medmcqa")
     monkeypatch.setattr(loop, "plan_memory", lambda *args: MemoryPlan(8, True, "tests"))
     again = train(config, tmp_path / "again", "medmcqa")
@@ -117,27 +129,27 @@ def test_recomputed_activations_give_the_same_result(settings, tmp_path, monkeyp
         torch.testing.assert_close(adapter_of(again.path)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_short_memory_with_one_row_recomputes_before_it_gives_up(settings, tmp_path, monkeypatch):
-    collate = loop.collate
+def test_short_memory_with_one_row_recomputes_before_it_gives_up(path_settings, tmp_path, monkeypatch):
     seen = []
 
-    def short_of_memory(rows, weight):
+    def short_of_memory(make, rows, *rest):
         seen.append(len(rows))
         if len(seen) < 3:
             raise torch.OutOfMemoryError("out of memory")
-        return collate(rows, weight)
+        return make(rows, *rest)
 
-    monkeypatch.setattr(loop, "collate", short_of_memory)
-    run = train(load_recipe("medmcqa", [*settings, "train.batch_size=2"]), tmp_path / "run", "medmcqa")
+    replace_batches(monkeypatch, short_of_memory)
+    run = train(load_recipe("medmcqa", [*path_settings, "train.batch_size=2"]), tmp_path / "run", "medmcqa")
     assert seen[:4] == [2, 1, 1, 1]
     assert "activations are recomputed" in run.record["notices"][1]
 
 
-def test_fp16_scales_the_loss_and_follows_fp32(settings, tmp_path, finished_run):
+def test_fp16_scales_the_loss_and_follows_fp32(settings, tmp_path):
+    whole = train(load_recipe("medmcqa", [*settings, "train.fast_path=false"]), tmp_path / "fp32", "medmcqa")
     run = train(load_recipe("medmcqa", [*settings, "model.dtype=fp16"]), tmp_path / "run", "medmcqa")
     lines, expected = (
         [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        for path in (run.path, finished_run)
+        for path in (run.path, whole.path)
     )
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=0.02)
     assert {t.dtype for t in adapter_of(run.path).values()} == {torch.float32}
@@ -154,7 +166,7 @@ def test_fp16_resumes_with_its_scale(settings, tmp_path, monkeypatch):
 
 
 def test_hours_on_the_cpu_are_refused_unless_wanted(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("medqa.train.run.CPU_OPERATIONS_PER_S", 1e3)
+    monkeypatch.setattr("medqa.train.prepare.CPU_OPERATIONS_PER_S", 1e3)
     with pytest.raises(DeviceError, match="hours on the CPU") as caught:
         train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
     assert "allow_slow" in caught.value.hint
@@ -167,7 +179,7 @@ def test_an_accelerator_that_torch_cannot_see_is_told(settings, tmp_path, monkey
     from medqa.hardware.probe import probe
 
     machine = probe(machines.amd(tmp_path / "root", "MI300X"), system="Linux")
-    monkeypatch.setattr("medqa.train.run.probe", lambda: machine)
+    monkeypatch.setattr("medqa.train.prepare.probe", lambda: machine)
     train(load_recipe("medmcqa", [*settings, "model.device=auto"]), tmp_path / "run", "medmcqa")
     assert "Training on the CPU" in caplog.text
     assert "--torch-backend=rocm7.2" in caplog.text
@@ -196,7 +208,11 @@ def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     monkeypatch.setattr(loop._Loop, "_gradients", interrupted)
 
 
-@pytest.mark.parametrize("extra", [[], ["train.lora.dropout=0.3"]], ids=["plain", "dropout"])
+@pytest.mark.parametrize(
+    "extra",
+    [[], ["train.fast_path=false"], ["train.lora.dropout=0.3"]],
+    ids=["fast", "plain", "dropout"],
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path, monkeypatch, extra):
     config = load_recipe("medmcqa", [*settings, "train.epochs=2", *extra])
     whole = train(config, tmp_path / "whole", "medmcqa")
@@ -284,25 +300,24 @@ def test_the_head_cannot_be_adapted(settings, tmp_path):
         train(load_recipe("medmcqa", [*settings, "train.lora.targets=[lm_head]"]), tmp_path / "run", "x")
 
 
-def test_a_non_finite_loss_stops_at_once_and_keeps_the_checkpoint(settings, tmp_path, monkeypatch):
-    config = load_recipe("medmcqa", [*settings, "train.checkpoint_minutes=1e-9"])
-    collate = loop.collate
+def test_a_non_finite_loss_stops_at_once_and_keeps_the_checkpoint(path_settings, tmp_path, monkeypatch):
+    config = load_recipe("medmcqa", [*path_settings, "train.checkpoint_minutes=1e-9"])
     calls = []
 
-    def poisoned(rows, weight):
+    def poisoned(make, *args):
         calls.append(1)
-        batch = collate(rows, weight)
+        batch = make(*args)
         if len(calls) == 4:
-            batch.weight_N[0] = float("nan")
+            getattr(batch, "weight_N" if hasattr(batch, "weight_N") else "weight_M")[0] = float("nan")
         return batch
 
-    monkeypatch.setattr(loop, "collate", poisoned)
-    with pytest.raises(TrainingError, match="step 4: loss nan") as caught:
-        train(config, tmp_path / "run", "medmcqa")
+    with monkeypatch.context() as patch:
+        replace_batches(patch, poisoned)
+        with pytest.raises(TrainingError, match="step 4: loss nan") as caught:
+            train(config, tmp_path / "run", "medmcqa")
     assert "step-000003" in caught.value.message
     assert "train.learning_rate=" in caught.value.hint
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
-    monkeypatch.setattr(loop, "collate", collate)
     assert resume(tmp_path / "run").record["status"] == "complete"
 
 
@@ -347,16 +362,6 @@ def test_resuming_a_complete_run_changes_nothing(finished_run):
     before = (finished_run / "run.json").read_text()
     resume(finished_run)
     assert (finished_run / "run.json").read_text() == before
-
-
-def test_learning_rate_warms_up_and_falls_to_zero():
-    config = load_recipe("medmcqa", ["train.learning_rate=1", "train.warmup_fraction=0.1"]).train
-    rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
-    assert rates[10] == 1
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[99] < 0.001
-    assert learning_rate(0, 1, config) == 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ traceback), 2 something the user can mend, 130 interrupted. Heavy imports stay i
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,9 @@ from medqa.cli.recipes import Json, Settings, recipes
 from medqa.errors import MedQAError
 
 __all__ = ["app", "main"]
+
+# What --minutes counts from: loading torch and the model is part of the wait.
+STARTED = time.monotonic()
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -147,27 +151,35 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run instead.")
     ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Be done in so many minutes: plans what fits, trains, scores."),
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune an adapter.
 
+    With --minutes, this machine's speed is measured, and rows, epochs, share of explanations and questions to
+    score are planned to fit; the plan is shown, and made anew when the speed changes.
+
     Examples:
       medqa train
+      medqa train --minutes 5
       medqa train medmcqa-2k --set model.name=path/to/model --set data.name=path/to/medmcqa
       medqa train --resume runs/medmcqa-1
     """
     from medqa.cli.output import print_json, print_trained
     from medqa.errors import ConfigError
     from medqa.hardware.environment import prepare_environment
-    from medqa.recipe import DEFAULT_RECIPE, load_recipe
+    from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned
     from medqa.runs import new_run_path
 
     if resume is not None:
-        if settings or out or recipe:
+        if settings or out or recipe or minutes:
             raise ConfigError(
                 "--resume goes on with the run's own recipe, settings and folder",
-                "leave out RECIPE, --set and --out, or train anew without --resume",
+                "leave out RECIPE, --set, --out and --minutes, or train anew without --resume",
             )
         prepare_environment()
         from medqa.train.run import resume as resume_run
@@ -176,10 +188,13 @@ def train(
     else:
         recipe = recipe or DEFAULT_RECIPE
         config = load_recipe(recipe, settings or [])
+        if minutes:
+            refuse_planned(settings or [])
         environment = prepare_environment(config.model.device)
         from medqa.train.run import train as train_run
 
-        run = train_run(config, out or new_run_path(recipe), recipe, environment)
+        end = STARTED + 60 * minutes if minutes else None
+        run = train_run(config, out or new_run_path(recipe), recipe, environment, end=end)
     if as_json:
         print_json({"run": str(run.path), **run.record})
     else:

@@ -13,7 +13,8 @@ from medqa.config import DataConfig
 from medqa.data.account import Account, describe
 from medqa.data.clean import cleaning_rules, minimal_rules
 from medqa.data.draw import examples_hash, sample, shuffled, weighted
-from medqa.data.duplicates import Fingerprint, Groups, group_duplicates
+from medqa.data.duplicates import Groups, group_duplicates
+from medqa.data.fingerprints import Fingerprint
 from medqa.data.leaks import LeakAudit, audit_leaks
 from medqa.data.mix import Source, read_sources
 from medqa.data.repair import Lexicon
@@ -21,15 +22,29 @@ from medqa.data.rules import Rule, chosen_rules, clean_rows
 from medqa.data.sources import read_split
 from medqa.data.splits import hold_back
 from medqa.data.vocabulary import Vocabulary, row_text
+from medqa.data.workers import collector_paused
 from medqa.errors import DataError
 from medqa.progress import track
 from medqa.records import Example
 
-__all__ = ["Corpus", "QuestionSet", "audit_training", "build_corpus", "evaluation_set"]
+__all__ = ["SUMMARY", "Corpus", "QuestionSet", "audit_training", "build_corpus", "evaluation_set"]
 
 log = logging.getLogger(__name__)
 
-_NUM_PASSES = 5
+SUMMARY = (
+    "name",
+    "split",
+    "files",
+    "licences",
+    "num_with_key",
+    "num_used",
+    "num_with_explanation",
+    "splits",
+    "sha256",
+)
+"""Keys of a record that run.json takes over: all but the lists of ids."""
+
+_NUM_PASSES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +86,10 @@ class Corpus:
     @property
     def summary(self) -> dict[str, Any]:
         """The record without its lists of ids, for run.json."""
-        return {key: self.record[key] for key in _SUMMARY}
+        return {key: self.record[key] for key in SUMMARY}
 
 
-_SUMMARY = (
-    "name",
-    "split",
-    "files",
-    "licences",
-    "num_with_key",
-    "num_used",
-    "num_with_explanation",
-    "splits",
-    "sha256",
-)
-
-
+@collector_paused()
 def build_corpus(config: DataConfig, seed: int) -> Corpus:
     """Build the corpus that a recipe describes.
 
@@ -107,10 +110,9 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
     )
     with track("Preparing questions", _NUM_PASSES * len(keyed)) as task:
         rules, lexicon = _rules(config, keyed)
+        Fingerprint.of(keyed[0])  # loads here what processes would each load for themselves
         task.advance(len(keyed), "words")
-        kept, results = clean_rows(rules, keyed, task.advance)
-        prints = [Fingerprint.of(example) for example in kept]
-        task.advance(len(keyed), "fingerprints")
+        kept, prints, results = clean_rows(rules, keyed, Fingerprint.of, task.advance)
         groups = group_duplicates(kept, prints, config.near_duplicate, task.advance)
         if not config.clean:  # copies stay, but no split comes between them
             groups = Groups(groups.split, [], [])

@@ -3,8 +3,10 @@
 A small model that learns citations makes them up.
 """
 
+import itertools
 import re
 
+from medqa.data.vocabulary import word_set
 from medqa.records import Example
 
 __all__ = ["points_at_picture", "strip_citations", "strip_pointers"]
@@ -18,12 +20,12 @@ _EDITION = (
     r"(?:e(?![a-oq-z])|eds?\b|edn\b|edi?tion\b|editon\b)\.?"
 )
 _LOCATOR = re.compile(
-    rf"""\b{_EDITION}(?:\s*[/,;]\s*(?:\d+(?:\s*[-\u2013,&]\s*\d+)*))?
-       | \b{_PAGE} | \b\d+(?:st|nd|rd|th)\s*(?:/\s*)?\d+(?:\s*-\s*\d+)?
-       | \b(?:chap(?:ter)?s?|ch|vol(?:ume)?|fig(?:ure)?|table|edition)\s*[-.:]*\s*\d+(?:[-.]\d+)*
-       | https?://\S+ | \bwww\.\S+
-       | \(\s*(?:19|20)\d\d\s*\) | \bISBN\b\S*
-       | \(\s*Eds?\.?\s*\)""",
+    rf"""\b(?:{_EDITION}(?:\s*[/,;]\s*(?:\d+(?:\s*[-\u2013,&]\s*\d+)*))?
+            | {_PAGE} | \d+(?:st|nd|rd|th)\s*(?:/\s*)?\d+(?:\s*-\s*\d+)?
+            | (?:chap(?:ter)?s?|ch|vol(?:ume)?|fig(?:ure)?|table|edition)\s*[-.:]*\s*\d+(?:[-.]\d+)*
+            | www\.\S+ | ISBN\b\S*)
+       | https?://\S+
+       | \(\s*(?:(?:19|20)\d\d|Eds?\.?)\s*\)""",
     re.IGNORECASE | re.VERBOSE,
 )
 _START = re.compile(
@@ -39,7 +41,10 @@ _BOOKS = (
     r"miller|morgan|lange|jawetz|roxburgh|fitzpatrick|rook|kaplan|sadock|srb|harsh\s?mohan|baveja|ajay|cecil|"
     r"textbook|text book|handbook|manual of|review of|principles of|essentials? of|synopsis"
 )
-_BOOK = re.compile(rf"\b(?:{_BOOKS})", re.IGNORECASE)
+# One branch a letter: most places are over with its first look, where one a book would take seventy.
+_BY_LETTER = itertools.groupby(sorted(_BOOKS.split("|"), key=lambda book: book[0]), key=lambda book: book[0])
+_BRANCHES = [f"{letter}(?:{'|'.join(book[1:] for book in books)})" for letter, books in _BY_LETTER]
+_BOOK = re.compile(rf"\b(?:{'|'.join(_BRANCHES)})", re.IGNORECASE)
 # "Cancer Cell Biology. In D.L. Longo, A.S. Fauci (Eds), Harrison's Principles of Internal Medicine, 18e."
 _IN_BOOK = re.compile(
     r"[^\n]{0,160}?\bIn:?\s+(?:[A-Z]\.\s?)+[A-Z][^\n]{0,400}?(?:\(Eds?\.?\)[^\n]{0,120}?\b(?:\d+\s?e\b|$)|$)"
@@ -51,6 +56,8 @@ _MAX_SMALL = 4
 _SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z(*])|\n")
 _WINDOW, _GAP, _MAX_TAIL = 320, 90, 200
 _MAX_HEAD, _MAX_BEHIND = 80, 25
+_ANNOUNCES = re.compile(r"REF|Ref|SOURCE|Source|ref(?<!\wref)(?:erence|er)?s?\s*[-.:;,]")
+_MAX_BEFORE = len("( ") + 3 + len("Image")
 # Most texts hold nothing of the kind: a quick look spares them the long patterns.
 _WORDS = ("ref", "source", "edition", "http", "www", "text")
 _NUMBERS = re.compile(r"\d\s?(?:st|nd|rd|th)?\s?/?\s?[eE]|[Pp][AaGgNnOoEePpSs.]{0,4}\W{0,3}\d")
@@ -78,7 +85,12 @@ def _announced(text: str) -> str:
     """Remove what "Ref:", "Refer" or "Source:" announce, if it names a book or a page."""
     pieces: list[str] = []
     done = 0
-    for match in _START.finditer(text):
+    announces = _ANNOUNCES.search(text)
+    if announces is None:
+        return text
+    # No match begins far before its word: blanks aside, "(", and "Image" or the like.
+    begin = max(0, len(text[: announces.start()].rstrip()) - _MAX_BEFORE)
+    for match in _START.finditer(text, begin):
         if match.start() < done:
             continue
         end = _citation_end(text, match.end())
@@ -126,14 +138,17 @@ def _is_prose(text: str) -> bool:
 
 def _unmarked(text: str) -> str:
     """Remove a book with its page from the beginning or the end, where no word announces it."""
-    first = _LOCATOR.search(text, 0, _MAX_TAIL)
+    # The book is looked for first: its pattern is the quicker one.
+    first = _LOCATOR.search(text, 0, _MAX_TAIL) if _BOOK.search(text[:_MAX_HEAD]) else None
     if first is not None:
         head = text[: first.start()]
         if len(head) <= _MAX_HEAD and _BOOK.search(head) and not re.search(r"[.!?]\s+[A-Z]", head[:-1]):
             end = _citation_end(text, 0)
             if end is not None:
                 return text[end:].lstrip(" .,;:*-")
-    locators = list(_LOCATOR.finditer(text, max(0, len(text) - _MAX_TAIL)))
+    tail = max(0, len(text) - _MAX_TAIL)
+    booked = _BOOK.search(text, max(0, tail - _GAP - 50))
+    locators = list(_LOCATOR.finditer(text, tail)) if booked else []
     last = locators[-1] if locators else None
     if last is not None and len(text) - last.end() <= _MAX_BEHIND:
         book = _BOOK.search(text, max(0, last.start() - _GAP - 50), last.start())
@@ -166,6 +181,15 @@ _POINTER = re.compile(
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 _POINTER_WORDS = ("image", "pic", "photo", "fig", "diagram", "chart", "table", "graph", "video", "<img")
+# One of these stands by itself, or "<img" does: to look for whole words spares most texts the pattern.
+_PICTURE_WORDS = {
+    f"{word}{s}"
+    for word in (
+        *("image", "picture", "photo", "photograph", "figure", "fig", "diagram", "flowchart"),
+        *("table", "chart", "graph", "video", "illustration"),
+    )
+    for s in ("", "s")
+}
 _MAX_SENTENCE = 160
 _SMALL_BRACKETS = re.compile(r"(?<!\s)\s{0,3}\([^()]{1,120}\)")
 _QUESTION_POINTER = re.compile(
@@ -182,16 +206,31 @@ _QUESTION_POINTER = re.compile(
         | \b(?:marked|shown)\b[^.?\n]{0,20}\barrow\b | \bspot\s+the\s+diagnosis\b | <img\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+_QUESTION_WORDS = (
+    "image",
+    "picture",
+    "photo",
+    "figure",
+    "diagram",
+    "illustration",
+    "shown",
+    "arrow",
+    "spot",
+    "<img",
+)
 
 
 def points_at_picture(question: str) -> bool:
     """Say whether a question can't be answered without a picture that isn't there."""
-    return bool(_QUESTION_POINTER.search(question))
+    lowered = question.lower()
+    return any(word in lowered for word in _QUESTION_WORDS) and bool(_QUESTION_POINTER.search(question))
 
 
 def strip_pointers(text: str, example: Example) -> str:
     """Remove sentences that point at an image or a table; of long ones the clause that does."""
     lowered = text.lower()
+    if _PICTURE_WORDS.isdisjoint(word_set(text)) and "<img" not in lowered:
+        return text
     if not any(word in lowered for word in _POINTER_WORDS) or not _POINTER.search(text):
         return text
     text = _SMALL_BRACKETS.sub(lambda m: "" if _POINTER.search(m[0]) else m[0], text)

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from medqa.data import citations, judge, layout, markers
@@ -14,31 +15,33 @@ from medqa.records import Example
 
 __all__ = ["cleaning_rules", "minimal_rules"]
 
+# Rules are applied again until nothing changes: most texts of a row come back as they were.
+_MEMORY = 32
+
 TextRule = Callable[[str, Example], str]
 
 
 def _everywhere(change: Callable[[str], str]) -> Callable[[Example], Example]:
     """Apply a change to question, options, explanation and context; a question or option never empties."""
+    remembered = functools.lru_cache(maxsize=_MEMORY)(change)
+    return lambda example: _changed(example, remembered)
 
-    def apply(example: Example) -> Example:
-        question = change(example.question)
-        options = tuple(change(option) for option in example.options)
-        explanation = change(example.explanation) if example.explanation else example.explanation
-        context = change(example.context) if example.context else example.context
-        before = (example.question, example.options, example.explanation, example.context)
-        if (question, options, explanation, context) == before:
-            return example
-        return dataclasses.replace(
-            example,
-            question=question if question.strip() else example.question,
-            options=tuple(
-                new if new.strip() else old for new, old in zip(options, example.options, strict=True)
-            ),
-            explanation=explanation if explanation and explanation.strip() else None,
-            context=context if context and context.strip() else None,
-        )
 
-    return apply
+def _changed(example: Example, change: Callable[[str], str]) -> Example:
+    question = change(example.question)
+    options = tuple(map(change, example.options))
+    explanation = change(example.explanation) if example.explanation else example.explanation
+    context = change(example.context) if example.context else example.context
+    before = (example.question, example.options, example.explanation, example.context)
+    if (question, options, explanation, context) == before:
+        return example
+    return dataclasses.replace(
+        example,
+        question=question if question.strip() else example.question,
+        options=tuple(new if new.strip() else old for new, old in zip(options, example.options, strict=True)),
+        explanation=explanation if explanation and explanation.strip() else None,
+        context=context if context and context.strip() else None,
+    )
 
 
 def _explanation(change: TextRule) -> Callable[[Example], Example]:
@@ -56,11 +59,14 @@ def _explanation(change: TextRule) -> Callable[[Example], Example]:
 
 
 def _repair(lexicon: Lexicon) -> Callable[[Example], Example]:
+    touches = functools.lru_cache(maxsize=_MEMORY)(lexicon.touches)
+
     def apply(example: Example) -> Example:
-        row = row_text(example)
-        if not lexicon.touches(row):
+        texts = (example.question, *example.options, example.explanation or "", example.context or "")
+        if not any(map(touches, texts)):
             return example
-        return _everywhere(lambda text: lexicon(text, row))(example)
+        row = row_text(example)
+        return _changed(example, lambda text: lexicon(text, row))
 
     return apply
 

@@ -7,11 +7,15 @@ import json
 import math
 import random
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from medqa.data.markers import is_anchored, names_letters
 from medqa.records import Example
 
-__all__ = ["draw_hash", "examples_hash", "reordered", "sample", "shuffled", "weighted"]
+__all__ = ["draw_hash", "examples_hash", "plain_values", "reordered", "sample", "shuffled", "weighted"]
+
+_FIELDS = [field.name for field in dataclasses.fields(Example)]
+_ENCODE = json.JSONEncoder(sort_keys=True).encode
 
 
 def draw_hash(example: Example, seed: int, purpose: str = "") -> str:
@@ -52,8 +56,14 @@ def examples_hash(examples: Iterable[Example]) -> str:
     """Hash everything in the questions, in their order."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps(example.to_json(), sort_keys=True).encode())
+        digest.update(_ENCODE(plain_values(example)).encode())
     return digest.hexdigest()
+
+
+def plain_values(example: Example) -> dict[str, Any]:
+    """Return what `Example.to_json` does, by name; several times faster, since nothing is copied."""
+    values = ((name, getattr(example, name)) for name in _FIELDS)
+    return {name: value for name, value in values if value is not None and value != ""}
 
 
 def reordered(example: Example, order: Sequence[int]) -> Example:
@@ -93,3 +103,25 @@ def shuffled(example: Example, seed: int) -> Example:
 
 def _is_combination(option: str) -> bool:
     return is_anchored(option) and any(len(word.strip("()[]'\".,")) == 1 for word in option.split())
+
+
+def stratified_rows(examples: Sequence[Example], max_rows: int | None, seed: int) -> list[int]:
+    """Draw rows by hash, from every subject its share; the row numbers stay in their order.
+
+    Args:
+        examples: The rows.
+        max_rows: How many; all if None.
+        seed: Chooses among the draws.
+    """
+    if max_rows is None or max_rows >= len(examples):
+        return list(range(len(examples)))
+    strata: dict[str, list[tuple[str, int]]] = collections.defaultdict(list)
+    for row, example in enumerate(examples):
+        strata[example.subject or ""].append((draw_hash(example, seed), row))
+    # Each row stands at its rank's place in its subject: the first places hold every subject's share.
+    placed = [
+        ((rank + 0.5) / len(rows), key, row)
+        for rows in strata.values()
+        for rank, (key, row) in enumerate(sorted(rows))
+    ]
+    return sorted(row for _, _, row in sorted(placed)[:max_rows])

@@ -8,7 +8,7 @@ from medqa.config import DataConfig
 from medqa.data.account import WRONG_KEY_RULE, Account
 from medqa.data.diff import clip
 from medqa.data.distributions import bars
-from medqa.data.duplicates import normalise
+from medqa.data.fingerprints import normalise
 from medqa.data.leaks import DROPPED, KINDS, LeakAudit
 from medqa.records import LETTERS, Example
 

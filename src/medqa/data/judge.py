@@ -1,5 +1,6 @@
 """Reasons to leave a question, or its explanation, out of training."""
 
+import itertools
 import re
 
 from medqa.data.citations import points_at_picture
@@ -61,6 +62,7 @@ def contradicted_key(example: Example) -> Example | Drop:
 
 def restates_key(text: str, example: Example) -> str:
     """Drop an explanation that says nothing beyond the right option's own words."""
-    words = _WORD.findall(text.lower())
+    words = (match[0] for match in _WORD.finditer(text.lower()))
     key = set(_WORD.findall(example.options[example.answer].lower())) if example.answer is not None else set()
-    return "" if sum(word not in key for word in words) < _MIN_WORDS else text
+    own = itertools.islice((word for word in words if word not in key), _MIN_WORDS)
+    return text if sum(1 for _ in own) == _MIN_WORDS else ""

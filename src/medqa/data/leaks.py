@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from medqa.data.duplicates import RUN_WORDS, Fingerprint, NearIndex, sketches
+from medqa.data.fingerprints import RUN_WORDS, Fingerprint, NearIndex
 from medqa.records import Example
 
 __all__ = ["DROPPED", "KINDS", "LeakAudit", "audit_leaks"]
@@ -77,8 +77,8 @@ def audit_leaks(train: Iterable[Fingerprint], evaluation: Sequence[Example], thr
     exact: dict[bytes, list[int]] = {}
     stems: dict[tuple[str, str, str], list[int]] = {}
     options: dict[tuple[tuple[str, ...], str], list[int]] = {}
-    for number, (fingerprint, sketch) in enumerate(sketches(prints)):
-        index.add(fingerprint, sketch)
+    for number, fingerprint in enumerate(prints):
+        index.add(fingerprint)
         exact.setdefault(fingerprint.exact, []).append(number)
         if fingerprint.question.count(" ") >= RUN_WORDS:
             stems.setdefault((fingerprint.context, fingerprint.question, fingerprint.key), []).append(number)
@@ -86,12 +86,12 @@ def audit_leaks(train: Iterable[Fingerprint], evaluation: Sequence[Example], thr
             options.setdefault((fingerprint.options, fingerprint.key), []).append(number)
     pairs: dict[str, list[tuple[int, int]]] = {kind: [] for kind in KINDS}
     train_rows: dict[int, str] = {}
-    for row, (fingerprint, sketch) in enumerate(sketches(train)):
+    for row, fingerprint in enumerate(train):
         found = {
             "exact": exact.get(fingerprint.exact, []),
             "near": [
                 number
-                for number, _ in index.similar(fingerprint, sketch)
+                for number, _ in index.similar(fingerprint)
                 if prints[number].context == fingerprint.context
             ],
             "stem": stems.get((fingerprint.context, fingerprint.question, fingerprint.key), []),

@@ -5,8 +5,10 @@ that learns to open so as well. Letters later in the text ("option B is wrong") 
 options; spelt out, the options can be put into any order.
 """
 
+import functools
 import re
 
+from medqa.data.vocabulary import word_set
 from medqa.records import LETTERS, Example
 
 __all__ = ["is_anchored", "names_letters", "opening", "overlap", "spell_out_references", "strip_opening"]
@@ -41,7 +43,7 @@ _NAMED = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _PARENTHESISED = re.compile(r"^\s*[(\[]\s*(?P<letters>[a-eA-E])\s*[)\]]")
-_ENUMERATED = re.compile(r"(?<![A-Za-z0-9])[(\[]\s*([a-eA-E])\s*[)\]]\s*[-:.]*\s*")
+_ENUMERATED = re.compile(r"[(\[](?<![A-Za-z0-9][(\[])\s*([a-eA-E])\s*[)\]]\s*[-:.]*\s*")
 
 _MARKED = rf"(?:[{_QUOTES}(\[]\s*[A-Ea-e]\s*[{_QUOTES})\]]|(?-i:\b[A-E]\b|\b[b-e]\b)(?!\.\s*[a-z]))"
 _REFERENCE = re.compile(
@@ -52,6 +54,7 @@ _REFERENCE = re.compile(
          (?![\w{_QUOTES}-])(?P<colon>\s*[:-]\s*)?""",
     re.VERBOSE | re.IGNORECASE,
 )
+_REFERENCE_WORDS = {f"{word}{s}" for word in ("option", "choice", "ans", "answer") for s in ("", "s")}
 _ONE = re.compile(r"\b(?:[A-Ea-e]|[1-5])\b")
 _WORD = re.compile(r"[^\W_]+")
 _CERTAIN = re.compile(r"^\W*(?:\d+\W+)?(?:the\s+)?(?:correct\s+)?ans|\bi\s*\.?\s*e\b", re.IGNORECASE)
@@ -122,7 +125,14 @@ def overlap(option: str, text: str) -> float:
 
 def names_letters(text: str) -> bool:
     """Say whether a text still names options by their letters."""
-    return bool(_NAMED.match(text) or _REFERENCE.search(text) or _ENUMERATED.search(text))
+    if _NAMED.match(text) or _ENUMERATED.search(text):
+        return True
+    return _may_refer(text) and _REFERENCE.search(text) is not None
+
+
+def _may_refer(text: str) -> bool:
+    """Take a quick look for what _REFERENCE begins with."""
+    return not _REFERENCE_WORDS.isdisjoint(word_set(text))
 
 
 def opening(text: str) -> tuple[list[str], str]:
@@ -164,13 +174,18 @@ def spell_out_references(text: str, example: Example) -> str:
         known = index < len(example.options) and follows(index, match.end())
         return "" if known else match[0]
 
+    refers, enumerates = _may_refer(text), _ENUMERATED.search(text) is not None
+    if not refers and not enumerates:
+        return text
     # "(2 and 4)": options that speak of statements; a number in the text is a statement's, not an option's.
     if any(is_anchored(option) or _REFERENCE.search(option) for option in example.options):
         return text
-    text = _REFERENCE.sub(spell, text)
+    if refers:
+        text = _REFERENCE.sub(spell, text)
     return _ENUMERATED.sub(unmark, text)
 
 
+@functools.lru_cache(maxsize=4096)
 def is_anchored(option: str) -> bool:
     """Say whether an option speaks of other options and has to keep its place: "all of the above"."""
     return len(option) <= _MAX_ANCHORED and bool(_ANCHORED.search(option))

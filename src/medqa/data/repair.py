@@ -7,10 +7,12 @@ The second half is what tells "aery" (damaged) from "main" (real; "martin" witho
 """
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Iterable
 
-from medqa.data.vocabulary import LOST, Vocabulary, fold, tokens
+from medqa.data.vocabulary import LOST, TOKEN, Vocabulary, fold, runs, tokens
 
 __all__ = ["Lexicon"]
 
@@ -62,6 +64,7 @@ class Lexicon:
     def __init__(self, repairs: Iterable[Repair], known: Vocabulary) -> None:
         self.repairs = {repair.damaged: repair for repair in repairs}
         self._known = known
+        self._damaged = functools.lru_cache(maxsize=1 << 17)(self._is_damaged)
 
     @classmethod
     def learn(cls, vocabulary: Vocabulary) -> "Lexicon":
@@ -75,9 +78,15 @@ class Lexicon:
         found = (_judge(damaged, wholes, vocabulary) for damaged, wholes in candidates.items())
         return cls((repair for repair in found if repair is not None), vocabulary)
 
+    def _is_damaged(self, run: str) -> bool:
+        return any(fold(word) in self.repairs for word in tokens(run))
+
     def touches(self, text: str) -> bool:
         """Say whether a text holds a damaged word; quicker than repairing it."""
-        return not self.repairs.keys().isdisjoint(map(fold, tokens(text)))
+        written = runs(text)
+        if not self.repairs.keys().isdisjoint(written):
+            return True
+        return any(map(self._damaged, itertools.filterfalse(str.islower, written)))
 
     def __call__(self, text: str, row: str | None = None) -> str:
         """Repair a text.
@@ -87,6 +96,9 @@ class Lexicon:
             row: The whole row that it is a part of, to tell whether the row lost letters; the text
                 itself if not given.
         """
+        if not self.touches(text):
+            return text
+        hits = {word for word in tokens(text) if fold(word) in self.repairs}
         around = text if row is None else row
 
         def mend(match: re.Match[str]) -> str:
@@ -97,7 +109,16 @@ class Lexicon:
                 return match[0]
             return match[1] + _in_case(match[2], repair.whole)
 
-        return _WORD.sub(mend, text)
+        pieces, done = [], 0
+        for word in TOKEN.finditer(text):
+            if word[0] in hits:
+                start = word.start()
+                hyphened = start > done and text[start - 1] in _HYPHEN
+                match = _WORD.match(text, start - hyphened)
+                assert match is not None  # it begins with the very word
+                pieces += [text[done : match.start()], mend(match)]
+                done = match.end()
+        return "".join((*pieces, text[done:]))
 
     def _is_part(self, match: re.Match[str], repair: Repair) -> bool:
         """Say whether what looks damaged is a part of a longer word: "gra-dients", "hea-d", "PaO2"."""

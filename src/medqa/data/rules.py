@@ -6,6 +6,7 @@ empties a question or an option, and applied twice does what it does once.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from medqa.data.workers import map_in_processes
 from medqa.errors import ConfigError
@@ -21,6 +22,8 @@ __all__ = [
     "chosen_rules",
     "clean_rows",
 ]
+
+T = TypeVar("T")
 
 NUM_SAMPLES = 10
 _MAX_PASSES = 4
@@ -97,21 +100,24 @@ def apply_rules(rules: Sequence[Rule], example: Example, results: Results | None
         results: Where to count what they do.
     """
     published, changed_by = (example.question, *example.options), set()
+    num_same = 0
     for _ in range(_MAX_PASSES):
-        before = example
         for rule in rules:
+            # Every rule has seen the row as it is: pure functions would say the same again.
+            if num_same == len(rules):
+                break
             result = rule.apply(example)
             if isinstance(result, Drop):
                 if results is not None:
                     results[rule.name].dropped.append((example, result))
                 return result
+            num_same += 1
             if result is not example and result != example:
+                num_same = 0
                 if results is not None:
                     _count(results[rule.name], example, result, first=rule.name not in changed_by)
                 changed_by.add(rule.name)
                 example = result
-        if example is before:
-            break
     if published != (example.question, *example.options) and example.original is None:
         example = dataclasses.replace(example, original=published)
     return example
@@ -134,32 +140,39 @@ def _difference(before: Example, after: Example) -> tuple[str, str, str]:
 
 
 def clean_rows(
-    rules: Sequence[Rule], examples: Sequence[Example], advance: Callable[[int], None] = lambda n: None
-) -> tuple[list[Example], Results]:
+    rules: Sequence[Rule],
+    examples: Sequence[Example],
+    look: Callable[[Example], T],
+    advance: Callable[[int], None] = lambda n: None,
+) -> tuple[list[Example], list[T], Results]:
     """Apply rules to every row of a corpus, on all processors where that pays.
 
     Args:
         rules: The rules.
         examples: The rows.
+        look: Called on each row that is left, where it was cleaned.
         advance: Told how many rows are done.
 
     Returns:
-        The rows that are left, and what each rule did.
+        The rows that are left, what `look` says of each of them, and what each rule did.
     """
 
-    def work(start: int) -> tuple[list[Example], Results]:
+    def work(start: int) -> tuple[list[Example], list[T], Results]:
         results = {rule.name: RuleResult() for rule in rules}
         cleaned = (apply_rules(rules, e, results) for e in examples[start : start + _CHUNK])
-        return [e for e in cleaned if isinstance(e, Example)], results
+        kept = [e for e in cleaned if isinstance(e, Example)]
+        return kept, list(map(look, kept)), results
 
     kept: list[Example] = []
+    seen: list[T] = []
     total = {rule.name: RuleResult() for rule in rules}
     starts = range(0, len(examples), _CHUNK)
-    for start, (rows, results) in zip(starts, map_in_processes(work, starts), strict=True):
+    for start, (rows, looks, results) in zip(starts, map_in_processes(work, starts), strict=True):
         kept += rows
+        seen += looks
         for name, result in results.items():
             total[name].num_changed += result.num_changed
             total[name].changed = (total[name].changed + result.changed)[:NUM_SAMPLES]
             total[name].dropped += result.dropped
         advance(min(_CHUNK, len(examples) - start))
-    return kept, total
+    return kept, seen, total

@@ -6,9 +6,7 @@ makes questions of them; `read_split` is all three, and refuses what is too brok
 """
 
 import dataclasses
-import importlib.resources
 import logging
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,20 +18,17 @@ from medqa.data.columns import check_map, renamed
 from medqa.data.excel import RowRead
 from medqa.data.formats import FIELDS, Format, recognise
 from medqa.data.keys import KeyRow, KeyStyle, read_key, resolve_keys
-from medqa.data.tables import SUFFIXES, read_rows
+from medqa.data.places import STARTER, find_root, split_files
+from medqa.data.tables import read_rows
 from medqa.errors import DataError
-from medqa.hub import locate
 from medqa.records import LETTERS, Example
 
 __all__ = ["STARTER", "RawRow", "Scan", "Split", "read_keys", "read_split", "scan", "usable"]
 
 log = logging.getLogger(__name__)
 
-STARTER = "builtin:starter"
 MAX_BROKEN_SHARE = 0.01
 NUM_BROKEN_SHOWN = 5
-
-_SPLIT_NAMES = {"validation": {"valid", "val", "dev"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +122,8 @@ def scan(config: SourceConfig, split: str) -> Scan:
         DataError: If a file can't be read, or its columns fit no layout.
         HubError: If the source is neither on disk nor to be had from the Hub.
     """
-    root = _root(config)
-    files = _split_files(root, split, config.subset)
+    root = find_root(config)
+    files = split_files(root, split, config.subset)
     layout: Format | None = None
     rows: list[RawRow] = []
     for file in files:
@@ -220,52 +215,6 @@ def _repeated(example: Example) -> str:
         if earlier != letter:
             return f"option {letter} repeats option {earlier}"
     return ""
-
-
-def _root(config: SourceConfig) -> Path:
-    if config.name == STARTER:
-        return Path(str(importlib.resources.files("medqa.data") / "starter"))
-    if config.name.startswith("builtin:"):
-        raise DataError(f"data.name {config.name!r} is unknown", f"the built-in questions are {STARTER}")
-    patterns = [f"*{suffix}" for suffix in SUFFIXES]
-    return locate(config.name, "dataset", revision=config.revision, patterns=patterns)
-
-
-def _split_files(root: Path, split: str, subset: str | None) -> list[Path]:
-    """Find the files of a split by the words of their path, as in data/train-00000-of-00001.parquet."""
-    if root.is_file():
-        if root.suffix.lower() not in SUFFIXES:
-            raise DataError(
-                f"{root}: {root.suffix!r} files are not read",
-                f"give one of {', '.join(SUFFIXES)}; a program that opens it can save it as one",
-            )
-        return [root]
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-    files = [f for f in files if not f.name.startswith(("~$", "."))]  # locks of Excel, leftovers of macOS
-    words = {f: set(re.split(r"[^a-z0-9_]+|_(?=\d)", str(f.relative_to(root)).lower())) for f in files}
-    if subset is not None:
-        files = [f for f in files if subset.lower() in words[f]]
-    # The very name first: a folder with "validation" and "dev" holds two splits.
-    found = [f for f in files if split in words[f]]
-    found = found or [f for f in files if _SPLIT_NAMES.get(split, set()) & words[f]]
-    if not found:
-        there = ", ".join(str(f.relative_to(root)) for f in files[:10]) or "no such file at all"
-        kinds = "/".join(suffix[1:] for suffix in SUFFIXES)
-        hint = f"files are told apart by a word in their name, such as {split}.jsonl; there: {there}"
-        raise DataError(f"{root} has no {kinds} file for split {split!r}", hint)
-    _refuse_copies(found)
-    return found
-
-
-def _refuse_copies(files: list[Path]) -> None:
-    by_stem: dict[Path, Path] = {}
-    for file in files:
-        other = by_stem.setdefault(file.with_suffix(""), file)
-        if other != file:
-            raise DataError(
-                f"{other} and {file.name} look like the same questions twice",
-                f"move one away, or choose by its ending: --set data.subset={file.suffix[1:].lower()}",
-            )
 
 
 def _licence(config: SourceConfig, root: Path, layout: Format | None) -> str:

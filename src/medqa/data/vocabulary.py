@@ -5,31 +5,59 @@ Learnt in one pass from the very questions that will be cleaned, beside a genera
 """
 
 import collections
+import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from medqa.data.workers import map_in_processes
 from medqa.records import Example
 
-__all__ = ["LOST", "Vocabulary", "fold", "row_text", "tokens"]
+__all__ = ["INNER_CAPITAL", "LOST", "TOKEN", "Vocabulary", "fold", "row_text", "runs", "tokens", "word_set"]
 
 LOST = ("rt", "via", "fav")
 """Strings that MedMCQA's source lost wherever they stood, in lower case: the words that tidy a tweet."""
 
 # Glued words part at a capital: "bihStructure" is two words, "POAL" is one.
-_TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+# A quick look for such words: to begin with a capital is quick to search for.
+INNER_CAPITAL = re.compile(r"[A-Z](?<=[a-z]{3}[A-Z])[a-z]{2}")
 _INNER_CAPITAL = re.compile(r"\b[A-Z]?[a-z]{3,}[A-Z][a-z]{2,}")
+_BLANKED = bytes(code if chr(code).isalpha() and code < 128 else ord(" ") for code in range(256))
 _NUM_LENGTHS = 24
 _MIN_ROWS_NAME = 8
 _MAX_ABBREVIATION = 4
 _MIN_ENGLISH = 100
+_NUM_CHUNKS, _MIN_CHUNK = 8, 2000
+
+
+def runs(text: str) -> list[str]:
+    """Split a text into runs of letters A to Z; words may be glued in them. Ten times as fast as `tokens`."""
+    return text.encode("ascii", "replace").translate(_BLANKED).decode("ascii").split()
+
+
+@functools.lru_cache(maxsize=32)
+def word_set(text: str) -> frozenset[str]:
+    """Collect the runs of letters of a text in lower case, for a quick look whether a rule may apply."""
+    return frozenset(runs(text.lower()))
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _folded(run: str) -> tuple[str, ...]:
+    return tuple(fold(word) for word in tokens(run))
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _folded_names(run: str) -> tuple[str, ...]:
+    return tuple(fold(word) for word in tokens(run) if word[0].isupper())
 
 
 def tokens(text: str) -> list[str]:
     """Split a text into words as they are written."""
-    return _TOKEN.findall(text)
+    return TOKEN.findall(text)
 
 
 def row_text(example: Example) -> str:
@@ -54,6 +82,58 @@ def _english() -> dict[str, int]:
     return words
 
 
+def _lengths() -> list[collections.Counter[str]]:
+    return [collections.Counter() for _ in range(_NUM_LENGTHS)]
+
+
+@dataclasses.dataclass
+class _Counts:
+    """What is counted of some rows, by folded word; `having`: in rows that hold a string of LOST."""
+
+    by_length: list[collections.Counter[str]] = dataclasses.field(default_factory=_lengths)
+    names: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    inner_capital: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    having: dict[str, collections.Counter[str]] = dataclasses.field(
+        default_factory=lambda: {lost: collections.Counter() for lost in LOST}
+    )
+    num_rows: list[int] = dataclasses.field(default_factory=lambda: [0] * _NUM_LENGTHS)
+    num_having: dict[str, list[int]] = dataclasses.field(
+        default_factory=lambda: {lost: [0] * _NUM_LENGTHS for lost in LOST}
+    )
+
+    def add(self, other: "_Counts") -> None:
+        """Add the counts of further rows."""
+        for mine, theirs in zip(self.by_length, other.by_length, strict=True):
+            mine.update(theirs)
+        self.names.update(other.names)
+        self.inner_capital.update(other.inner_capital)
+        self.num_rows = [a + b for a, b in zip(self.num_rows, other.num_rows, strict=True)]
+        for lost in LOST:
+            self.having[lost].update(other.having[lost])
+            pairs = zip(self.num_having[lost], other.num_having[lost], strict=True)
+            self.num_having[lost] = [a + b for a, b in pairs]
+
+
+def _count(texts: Iterable[str]) -> _Counts:
+    counts = _Counts()
+    for text in texts:
+        length = _length(text)
+        written = set(runs(text))
+        words = set(filter(str.islower, written))  # most: one word each, as it stands
+        capital = written - words
+        words.update(itertools.chain.from_iterable(map(_folded, capital)))
+        counts.by_length[length].update(words)
+        counts.names.update(set(itertools.chain.from_iterable(map(_folded_names, capital))))
+        if INNER_CAPITAL.search(text):
+            counts.inner_capital.update(set(_INNER_CAPITAL.findall(text)))
+        counts.num_rows[length] += 1
+        for lost in LOST:
+            if lost in text:
+                counts.having[lost].update(words)
+                counts.num_having[lost][length] += 1
+    return counts
+
+
 class Vocabulary:
     """How many rows hold each word.
 
@@ -64,32 +144,22 @@ class Vocabulary:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
+        written = list(texts)
+        size = max(_MIN_CHUNK, math.ceil(len(written) / _NUM_CHUNKS))
+        counts = _Counts()
+        starts = range(0, len(written), size)
+        for part in map_in_processes(lambda start: _count(written[start : start + size]), starts):
+            counts.add(part)
+        self.num_rows = len(written)
+        self.names, self._inner_capital = counts.names, counts.inner_capital
+        self._with, self._by_length = counts.having, counts.by_length
         self.rows: collections.Counter[str] = collections.Counter()
-        self.names: collections.Counter[str] = collections.Counter()
-        self._inner_capital: collections.Counter[str] = collections.Counter()
-        self.num_rows = 0
-        self._with: dict[str, collections.Counter[str]] = {s: collections.Counter() for s in LOST}
-        self._by_length: list[collections.Counter[str]] = [collections.Counter() for _ in range(_NUM_LENGTHS)]
-        num_rows, num_with = [0] * _NUM_LENGTHS, {s: [0] * _NUM_LENGTHS for s in LOST}
-        for text in texts:
-            self.num_rows += 1
-            length = _length(text)
-            written = set(tokens(text))
-            words = {fold(word) for word in written}
-            self._by_length[length].update(words)
-            self.names.update({fold(word) for word in written if word[0].isupper()})
-            self._inner_capital.update(set(_INNER_CAPITAL.findall(text)))
-            num_rows[length] += 1
-            for lost in LOST:
-                if lost in text:
-                    self._with[lost].update(words)
-                    num_with[lost][length] += 1
         for counter in self._by_length:
             self.rows.update(counter)
         # One more row of each kind, so that no share is 0 or 1.
         self._share = {
-            lost: [(a + 0.02) / (n + 1) for a, n in zip(num_with[lost], num_rows, strict=True)]
-            for lost in LOST
+            lost: [(a + 0.02) / (n + 1) for a, n in zip(having, counts.num_rows, strict=True)]
+            for lost, having in counts.num_having.items()
         }
 
     def is_english(self, word: str) -> bool:

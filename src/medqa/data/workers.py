@@ -1,6 +1,7 @@
 """Spread work on rows over the processors."""
 
 import concurrent.futures
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["map_in_processes"]
+__all__ = ["collector_paused", "map_in_processes"]
 
 T = TypeVar("T")
 
@@ -18,6 +19,18 @@ _MAX_PROCESSES = 16
 
 # Set before the processes are forked: they share it, and nothing of it has to be sent.
 _work: Callable[[Any], Any] | None = None
+
+
+@contextlib.contextmanager
+def collector_paused() -> Iterator[None]:
+    """Don't look for garbage in cycles: among millions of plain values that takes long and finds none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def map_in_processes(work: Callable[[int], T], items: Sequence[int]) -> Iterator[T]:

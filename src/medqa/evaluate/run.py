@@ -1,6 +1,5 @@
 """Measure a run: base and tuned model, our prompt and lm-eval's, on the whole evaluation split."""
 
-import contextlib
 import re
 import time
 from collections.abc import Sequence
@@ -12,17 +11,22 @@ from medqa.data.build import QuestionSet, evaluation_set
 from medqa.errors import DataError
 from medqa.evaluate.leaks import find_leaks
 from medqa.evaluate.report import compare, summarise, without_flagged
-from medqa.evaluate.score import PromptKind, default_batch_tokens, make_items, score_items
+from medqa.evaluate.score import (
+    PromptKind,
+    choose_decoder,
+    default_batch_tokens,
+    make_items,
+    score_items,
+)
 from medqa.files import write_json, write_jsonl
 from medqa.hardware.selftest_record import last_selftest
-from medqa.model.lora import without_adapter
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
 from medqa.recipe import changed_config
 from medqa.records import Prediction
 from medqa.runs import RunFolder, provenance
 
-__all__ = ["evaluate", "evaluate_tuned"]
+__all__ = ["evaluate", "evaluate_tuned", "refuse_trained_on"]
 
 REPORT_VERSION = 1
 
@@ -49,12 +53,21 @@ def evaluate(
     config = _config(run.config, settings)
     data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
     questions = evaluation_set(data, config.train.seed)
-    if trained_on := _whole(questions.record["files"]) & _whole(run.record["data"]["files"]):
+    refuse_trained_on(questions, run.record["data"]["files"])
+    return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
+
+
+def refuse_trained_on(questions: QuestionSet, files: Sequence[str]) -> None:
+    """Stop if questions come from a file that was trained on.
+
+    Raises:
+        DataError: If they do.
+    """
+    if trained_on := _whole(questions.record["files"]) & _whole(files):
         raise DataError(
             f"{sorted(trained_on)[0]} was trained on: a score on it would mean nothing",
             "give other questions: --set data.name=... or --set data.eval_split=...",
         )
-    return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
 
 
 def _config(trained: RunConfig, settings: Sequence[str]) -> RunConfig:
@@ -141,18 +154,23 @@ def _predict(
         batch_tokens = default_batch_tokens(tuned.device)
     prompts: tuple[PromptKind, ...] = ("medqa", "lm_eval") if config.lm_eval else ("medqa",)
     predictions: dict[tuple[str, str], list[Prediction]] = {}
+    decoder = tuned.decoder
     with track("Scoring", 2 * len(prompts) * len(questions.examples)) as task:
         for prompt in prompts:
             items = make_items(tuned.renderer, questions.examples, prompt)
+            if decoder is None and prompt == "medqa":
+                decoder = choose_decoder(
+                    tuned.model, items, tuned.device, max_length_tokens=tuned.base.max_length_tokens
+                )
             for name in ("base", "tuned"):
-                off = without_adapter(tuned.model) if name == "base" else contextlib.nullcontext()
-                with off:
-                    predictions[prompt, name] = score_items(
-                        tuned.model,
-                        items,
-                        tuned.device,
-                        max_length_tokens=tuned.base.max_length_tokens,
-                        batch_tokens=batch_tokens,
-                        task=task,
-                    )
+                predictions[prompt, name] = score_items(
+                    tuned.model,
+                    items,
+                    tuned.device,
+                    max_length_tokens=tuned.base.max_length_tokens,
+                    batch_tokens=batch_tokens,
+                    adapted=name == "tuned",
+                    decoder=decoder,
+                    task=task,
+                )
     return predictions

@@ -4,8 +4,8 @@ Shape legend: B rows, T tokens of the longest row, N labelled positions of the b
 the hidden state, V vocabulary, C positions of one chunk.
 """
 
+import array
 import dataclasses
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,12 +23,10 @@ __all__ = [
     "collate",
     "head_logits",
     "pad",
-    "plan_epoch",
     "tokenise_rows",
 ]
 
 CHUNK_POSITIONS = 2048
-SORTED_BATCHES = 64
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,17 +34,31 @@ class TokenisedRow:
     """A training row: prefix, letter, the rest.
 
     Attributes:
-        ids: All token ids.
+        ids: All token ids, four bytes each: a corpus has millions.
         num_prefix: Tokens before the letter; they carry no loss.
         num_letter: Tokens of the letter, usually one.
+        num_option: Tokens of the option's text.
+        number: Which of the examples it was made of.
     """
 
-    ids: list[int]
+    ids: "array.array[int]"
     num_prefix: int
     num_letter: int
+    num_option: int
+    number: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def has_explanation(self) -> bool:
+        """Whether anything follows the option's text."""
+        return len(self.ids) > self.num_prefix + self.num_letter + self.num_option
+
+    def without_explanation(self) -> "TokenisedRow":
+        """End after the option's text, with no stop token: nothing says that a turn ends there."""
+        end = self.num_prefix + self.num_letter + self.num_option
+        return dataclasses.replace(self, ids=self.ids[:end])
 
 
 def tokenise_rows(
@@ -54,7 +66,6 @@ def tokenise_rows(
     examples: Sequence[Example],
     *,
     max_length_tokens: int,
-    explanations: bool = True,
 ) -> tuple[list[TokenisedRow], dict[str, int]]:
     """Render training rows.
 
@@ -62,17 +73,18 @@ def tokenise_rows(
     never learns to stop there. Explanations past the limit are cut, also without a stop token.
 
     Returns:
-        The rows, and how many prompts were left out and explanations cut for their length.
+        The rows, in the order of the examples, and how many prompts were left out and explanations
+        cut for their length.
     """
     prefixes = renderer.encode_all([renderer.prefix_text(e) for e in examples])
     options = renderer.encode_all(
         [renderer.option_text(e.options[e.answer]) for e in examples if e.answer is not None]
     )
-    texts = [(e.explanation or "") if explanations else "" for e in examples]
-    reasons = renderer.encode_all([renderer.escape(text.strip()) for text in texts])
+    reasons = renderer.encode_all([renderer.escape((e.explanation or "").strip()) for e in examples])
     rows: list[TokenisedRow] = []
     counts = {"num_too_long": 0, "num_explanations_cut": 0}
-    for example, prefix, option, reason in zip(examples, prefixes, options, reasons, strict=True):
+    parts = zip(examples, prefixes, options, reasons, strict=True)
+    for number, (example, prefix, option, reason) in enumerate(parts):
         letter = renderer.letter_ids(len(example.options))[example.answer or 0]
         ids = [*prefix, *letter, *option]
         if len(ids) > max_length_tokens:
@@ -83,29 +95,9 @@ def tokenise_rows(
         if len(ids) > max_length_tokens:
             counts["num_explanations_cut"] += 1
             ids = ids[:max_length_tokens]
-        rows.append(TokenisedRow(ids, len(prefix), len(letter)))
+        widths = len(prefix), len(letter), len(option)
+        rows.append(TokenisedRow(array.array("i", ids), *widths, number))
     return rows, counts
-
-
-def plan_epoch(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Group rows of like length into batches, in random order.
-
-    Rows are shuffled, sorted by length within stretches of 64 batches, and the batches shuffled:
-    little padding, and no order that the model could feel.
-
-    Returns:
-        Row numbers of each batch; every row once, the last batch may be smaller.
-    """
-    rng = random.Random(f"{seed}:{epoch}")
-    order = list(range(len(lengths)))
-    rng.shuffle(order)
-    stretch = batch_size * SORTED_BATCHES
-    batches = []
-    for start in range(0, len(order), stretch):
-        part = sorted(order[start : start + stretch], key=lambda row: -lengths[row])
-        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
-    rng.shuffle(batches)
-    return batches
 
 
 @dataclasses.dataclass(frozen=True)

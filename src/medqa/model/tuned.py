@@ -6,6 +6,7 @@ from typing import Any
 
 from medqa.errors import ModelError
 from medqa.hardware.device import Device, choose_device
+from medqa.model.decoder import PackedDecoder
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.model.lora import load_adapter
 from medqa.prompts import PromptRenderer
@@ -24,6 +25,7 @@ class TunedModel:
         device: Where it is.
         renderer: Its prompt.
         model: PeftModel in evaluation mode.
+        decoder: The packed way through it, if it was found to equal the plain one already.
     """
 
     run: RunFolder
@@ -31,6 +33,7 @@ class TunedModel:
     device: Device
     renderer: PromptRenderer
     model: Any
+    decoder: PackedDecoder | None = None
 
 
 def load_tuned(path: Path, trust_remote_code: str | None = None) -> TunedModel:

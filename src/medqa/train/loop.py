@@ -1,6 +1,6 @@
 """The optimisation loop: batches in, a tuned adapter out. Decides nothing about files or names."""
 
-import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -11,24 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medqa.config import TrainConfig
 from medqa.errors import TrainingError
 from medqa.files import write_text
 from medqa.hardware.device import Device, MemoryPlan, is_out_of_memory, plan_memory
-from medqa.model.batch import AnswerLoss, TokenisedRow, collate
-from medqa.model.lora import compute_context, recompute_activations, trainable_parameters
+from medqa.model.batch import TokenisedRow
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
+from medqa.train.engine import Engine, StepResult
+from medqa.train.fast import choose_engine
+from medqa.train.pace import Pace
 from medqa.train.schedule import learning_rate, plan_steps
 
-__all__ = ["train_adapter"]
+__all__ = ["plan_passes", "train_adapter"]
 
 log = logging.getLogger(__name__)
 
 # The loss scaler starts high and halves at each overflow: a dozen skips are its normal start.
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 20, 0.02
+# Packed passes hold about as many tokens as their rows on average; a little more, since rows are whole.
+PACKED_SPREAD = 1.1
 
 
 def train_adapter(
@@ -38,6 +40,9 @@ def train_adapter(
     device: Device,
     folder: Path,
     notice: Callable[[str], None],
+    *,
+    engine: Engine | None = None,
+    pace: Pace | None = None,
 ) -> TrainState:
     """Train the adapter of a PeftModel on the rows, in place.
 
@@ -51,19 +56,26 @@ def train_adapter(
         device: Where, and in which precision.
         folder: Run folder.
         notice: Told of anything the user must know, such as a halved batch.
+        engine: What computes the steps; chosen if not given.
+        pace: Cuts or adds steps so that training ends in time; all steps are done if not given.
 
     Raises:
         TrainingError: If the loss is not finite, or memory runs out at one row.
     """
-    return _Loop(model, rows, config, device, folder, notice).run()
+    engine = engine or choose_engine(model, rows, config, device, notice)
+    return _Loop(model, rows, config, device, folder, notice, engine, pace).run()
 
 
-@dataclasses.dataclass
-class _StepResult:
-    loss: float
-    answer_nll: float
-    grad_norm: float
-    num_tokens: int
+def plan_passes(
+    rows: Sequence[TokenisedRow], config: TrainConfig, device: Device, model_config: Any, engine: Engine
+) -> MemoryPlan:
+    """Choose rows per pass: as set, or what fits into the free memory."""
+    if config.micro_batch_size != "auto":
+        size = min(config.micro_batch_size, config.batch_size)
+        return MemoryPlan(size, False, "set by train.micro_batch_size")
+    lengths = [len(row) for row in rows]
+    tokens = math.ceil(PACKED_SPREAD * sum(lengths) / len(lengths)) if engine.balanced else max(lengths)
+    return plan_memory(device, model_config, min(tokens, max(lengths)), config.batch_size)
 
 
 class _Loop:
@@ -75,30 +87,18 @@ class _Loop:
         device: Device,
         folder: Path,
         notice: Callable[[str], None],
+        engine: Engine,
+        pace: Pace | None,
     ) -> None:
-        from accelerate import Accelerator
-
         self.model, self.rows, self.config, self.device = model, rows, config, device
-        self.folder, self.notice = folder, notice
-        self.steps = plan_steps(rows, config)
-        optimizer = torch.optim.AdamW(
-            [p for _, p in trainable_parameters(model)],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
-        # Told nothing of the device: it keeps one for the whole process, and this loop has its own.
-        self.accelerator = Accelerator()
-        self.loss_module = self.accelerator.prepare_model(AnswerLoss(model), device_placement=False)
-        self.optimizer = optimizer
-        self.scaler = device.grad_scaler()
+        self.folder, self.notice, self.engine, self.pace = folder, notice, engine, pace
         self.interrupted = False
-        wanted = config.micro_batch_size
-        if wanted == "auto":
-            plan = plan_memory(device, model.config, max(map(len, rows)), config.batch_size)
-        else:
-            plan = MemoryPlan(min(wanted, config.batch_size), False, "set by train.micro_batch_size")
+        plan = plan_passes(rows, config, device, model.config, engine)
         log.info("%d rows a pass (%s)", plan.rows, plan.reason)
-        self.state = TrainState(micro_batch_size=plan.rows, recompute=plan.checkpointing)
+        self.state = TrainState(
+            micro_batch_size=plan.rows, recompute=plan.checkpointing, balanced=engine.balanced
+        )
+        self.steps: list[list[int]] = []
 
     def run(self) -> TrainState:
         """Train with interruptions held back to the end of a step, where a checkpoint is sound."""
@@ -126,38 +126,58 @@ class _Loop:
         self.interrupted = True
         log.warning("Stopping after this step (once more stops at once, without saving it)")
 
-    def _run(self) -> TrainState:
-        checkpoints = self.folder / "checkpoints"
-        if (path := newest_checkpoint(checkpoints)) is not None:
-            self.state = load_checkpoint(path, self.model, self.optimizer)
-            if self.state.scaler:
-                self.scaler.load_state_dict(self.state.scaler)
-            log.info("Going on after step %d of %d", self.state.step, len(self.steps))
+    def _begin(self) -> None:
+        """Take up the newest checkpoint, if there is one, and lay out the steps."""
+        path = newest_checkpoint(self.folder / "checkpoints")
+        if path is not None:
+            self.state = load_checkpoint(path, self.engine, self.device.torch_device)
+            self.engine.load_scaler(self.state.scaler)
+        self.steps = plan_steps([len(row) for row in self.rows], self.config, balanced=self.state.balanced)
+        self.state.num_steps = self.state.num_steps or len(self.steps)
+        if path is not None:
+            log.info("Going on after step %d of %d", self.state.step, self.state.num_steps)
         if self.state.recompute:
-            recompute_activations(self.model)
+            self.engine.recompute()
+        self._expect()
         self._trim_metrics()
+
+    def _expect(self) -> None:
+        steps = self.steps[self.state.step : self.state.num_steps]
+        self.engine.expect(
+            [[self.rows[index] for index in step] for step in steps], self.state.micro_batch_size
+        )
+
+    def _run(self) -> TrainState:
+        self._begin()
         self.model.train()
+        num_tokens = [0, *itertools.accumulate(sum(len(self.rows[i]) for i in step) for step in self.steps)]
+        if self.pace:
+            self.state.num_steps = self.pace.begin(self.state.step, num_tokens)
         last_save = time.monotonic()
         with (
             (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as metrics,
-            track("Training", len(self.steps), self.state.step) as task,
+            track("Training", self.state.num_steps, self.state.step) as task,
         ):
-            while self.state.step < len(self.steps):
+            while self.state.step < self.state.num_steps:
                 line = self._step()
                 metrics.write(json.dumps(line) + "\n")
                 rate = self.state.num_tokens / self.state.seconds
                 task.advance(1, f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s")
+                if self.pace:
+                    self.state.num_steps = self.pace.review(self.state.step, self.state.num_steps)
+                    task.resize(self.state.num_steps)
                 if self.interrupted or time.monotonic() - last_save > 60 * self.config.checkpoint_minutes:
                     self._save()
                     last_save = time.monotonic()
                 if self.interrupted:
                     raise KeyboardInterrupt
+        self.engine.finish()
         self.model.eval()
         return self.state
 
     def _save(self) -> None:
-        self.state.scaler = self.scaler.state_dict()
-        save_checkpoint(self.folder / "checkpoints", self.model, self.optimizer, self.state)
+        self.state.scaler = self.engine.scaler_state()
+        save_checkpoint(self.folder / "checkpoints", self.engine, self.device.torch_device, self.state)
 
     def _trim_metrics(self) -> None:
         """Drop the lines of steps that were done after the checkpoint and are done again."""
@@ -168,16 +188,12 @@ class _Loop:
 
     def _step(self) -> dict[str, Any]:
         start = time.perf_counter()
-        rate = learning_rate(self.state.step, len(self.steps), self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = learning_rate(self.state.step, self.state.num_steps, self.config)
         rows = [self.rows[index] for index in self.steps[self.state.step]]
         result = self._gradients(rows)
         if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
             self._skip_or_stop(result)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.update(rate)
         self.state.step += 1
         self.state.num_tokens += result.num_tokens
         self.state.seconds += time.perf_counter() - start
@@ -193,48 +209,23 @@ class _Loop:
             "seconds": round(self.state.seconds, 3),
         }
 
-    def _gradients(self, rows: list[TokenisedRow]) -> _StepResult:
-        """Accumulate the gradient of the mean loss over the rows; halve the pass if memory is short."""
+    def _gradients(self, rows: list[TokenisedRow]) -> StepResult:
+        """Compute the gradient of the mean loss over the rows; halve the pass if memory is short."""
         while True:
             try:
-                return self._accumulate(rows)
+                return self.engine.gradients(rows, self.state.micro_batch_size)
             except RuntimeError as exc:
                 if not is_out_of_memory(exc):
                     raise
-                # The traceback holds the tensors that filled the memory: leave the handler first.
-                size = self.state.micro_batch_size
-            self.optimizer.zero_grad(set_to_none=True)
-            self.device.release_memory()
-            self._halve(size)
-
-    def _accumulate(self, rows: list[TokenisedRow]) -> _StepResult:
-        loss_sum = answer_sum = torch.zeros((), device=self.device.torch_device)
-        num_tokens = sum(len(row) for row in rows)
-        size = self.state.micro_batch_size
-        for start in range(0, len(rows), size):
-            batch = collate(rows[start : start + size], self.config.answer_weight)
-            batch = batch.to(self.device.torch_device)
-            with compute_context(self.model, self.device):
-                loss, answer_nll = self.loss_module(
-                    batch.input_ids_BT,
-                    batch.position_N,
-                    batch.label_N,
-                    batch.weight_N,
-                    batch.is_answer_N,
-                )
-            self.accelerator.backward(self.scaler.scale(loss / len(rows)))
-            loss_sum = loss_sum + loss.detach()
-            answer_sum = answer_sum + answer_nll
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for _, p in trainable_parameters(self.model)]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
-        sums = torch.stack([loss_sum, answer_sum, norm.float()]).tolist()
-        return _StepResult(sums[0] / len(rows), sums[1] / len(rows), sums[2], num_tokens)
+            # The traceback held the tensors that filled the memory: here, it is gone.
+            self.engine.discard()
+            self._halve(self.state.micro_batch_size)
+            self._expect()
 
     def _halve(self, size: int) -> None:
         if size == 1 and not self.state.recompute:
             self.state.recompute = True
-            recompute_activations(self.model)
+            self.engine.recompute()
             self.notice(
                 f"Memory ran out with a single row at step {self.state.step + 1}: from here on activations "
                 "are recomputed in the backward pass (slower, same result)"
@@ -254,7 +245,7 @@ class _Loop:
             f"{self.state.micro_batch_size} rows a pass and {passes} passes a step ({same})"
         )
 
-    def _skip_or_stop(self, result: _StepResult) -> None:
+    def _skip_or_stop(self, result: StepResult) -> None:
         """Let the scaler leave out an overflowing fp16 step and lower its scale; stop on anything else."""
         if self.device.precision != "fp16" or not math.isfinite(result.loss):
             raise self._not_finite(result)
@@ -264,7 +255,7 @@ class _Loop:
         if self.state.num_skipped > MAX_SKIPPED_SHARE * len(self.steps) + MIN_SKIPPED:
             raise self._not_finite(result)
 
-    def _not_finite(self, result: _StepResult) -> TrainingError:
+    def _not_finite(self, result: StepResult) -> TrainingError:
         kept = newest_checkpoint(self.folder / "checkpoints")
         switch = (
             "--set train.learning_rate=" + f"{self.config.learning_rate / 3:.1g}"

@@ -5,32 +5,36 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medqa.config import RunConfig
-from medqa.data.build import Corpus, build_corpus
-from medqa.errors import DataError, DeviceError, RunError
+from medqa.config import RunConfig, TrainConfig
+from medqa.data.draw import draw_hash, stratified_rows
+from medqa.errors import RunError
+from medqa.evaluate.run import evaluate_tuned
 from medqa.files import file_sha256, write_folder, write_json
-from medqa.hardware.device import Device, choose_device
-from medqa.hardware.doctor import compare_views, torch_view
-from medqa.hardware.probe import probe
 from medqa.hardware.selftest_record import last_selftest
-from medqa.model.batch import TokenisedRow, tokenise_rows
-from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
+from medqa.model.batch import TokenisedRow
 from medqa.model.lora import attach_adapter, trainable_parameters
-from medqa.prompts import PromptRenderer
+from medqa.model.tuned import TunedModel
 from medqa.runs import RunFolder
+from medqa.train.budget import explained_rows
+from medqa.train.fast import choose_engine
 from medqa.train.loop import train_adapter
 from medqa.train.plot import plot_loss
+from medqa.train.prepare import Prepared
+from medqa.train.timed import TimedRun
 
 __all__ = ["resume", "train"]
 
 log = logging.getLogger(__name__)
 
-# Measured: 131e9 on two cores with AVX2. A server has ten times as much, still too little for days of work.
-CPU_OPERATIONS_PER_S = 1e11
-MAX_CPU_HOURS = 2.0
 
-
-def train(config: RunConfig, path: Path, recipe: str, environment: dict[str, Any] | None = None) -> RunFolder:
+def train(
+    config: RunConfig,
+    path: Path,
+    recipe: str,
+    environment: dict[str, Any] | None = None,
+    *,
+    end: float | None = None,
+) -> RunFolder:
     """Fine-tune an adapter into a new run folder.
 
     Everything that can be wrong with data or model is found before the folder is made.
@@ -40,6 +44,8 @@ def train(config: RunConfig, path: Path, recipe: str, environment: dict[str, Any
         path: Run folder to make.
         recipe: Name of the recipe, for the record.
         environment: What `prepare_environment` found and set, for the record.
+        end: When everything must be done, on time.monotonic's clock: what is trained on is planned to fit,
+            and base and tuned model are scored at the end. No limit if not given.
 
     Raises:
         MedQAError: Of the kind that says what is wrong.
@@ -47,15 +53,22 @@ def train(config: RunConfig, path: Path, recipe: str, environment: dict[str, Any
     if path.exists():
         RunFolder.create(path, config, recipe)  # says what to do instead
     config = _with_whole_paths(config)
-    prepared = _Prepared(config)
+    prepared = Prepared(config)
+    timed = TimedRun(prepared, end) if end is not None else None
+    if timed is None:
+        prepared.refuse_slow_training(
+            config.train.epochs * sum(map(len, _rows(prepared, config.train, range(len(prepared.rows)))))
+        )
     run = RunFolder.create(path, config, recipe)
-    write_json(path / "data.json", prepared.corpus.record)
-    run.update(**prepared.record(), environment=environment or {}, selftest=last_selftest(prepared.device))
-    return _train(run, prepared)
+    write_json(path / "data.json", prepared.data.record)
+    run.update(environment=environment or {}, selftest=last_selftest(prepared.device))
+    return _train(run, prepared, timed)
 
 
 def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     """Go on with a run that was interrupted, to the result it would have had.
+
+    A run that was given a time goes on with the plan that it had made, without a limit.
 
     Args:
         path: Run folder.
@@ -71,20 +84,21 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     if "data" not in run.record:
         raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
     model = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
-    prepared = _Prepared(run.config.model_copy(update={"model": model}), run.record["prompt"])
+    prepared = Prepared(run.config.model_copy(update={"model": model}), run.record["prompt"])
+    now = prepared.record(_rows(prepared, run.config.train, _planned_rows(run, prepared)))
     for what, key in (("data", "sha256"), ("data", "num_tokens"), ("base_model", "fingerprint")):
-        if prepared.record()[what][key] != run.record[what][key]:
+        if now[what][key] != run.record[what][key]:
             raise RunError(
                 f"{path}: {what} differs from what the run began with",
                 "put it back as it was, or train anew with another --out",
             )
-    before, now = run.record["device"], prepared.device.record()
-    if (before["name"], before["precision"]) != (now["name"], now["precision"]):
-        began, goes_on = (f"{d['name']} in {d['precision']}" for d in (before, now))
+    before, device = run.record["device"], now["device"]
+    if (before["name"], before["precision"]) != (device["name"], device["precision"]):
+        began, goes_on = (f"{d['name']} in {d['precision']}" for d in (before, device))
         text = f"Begun on {began}, resumed on {goes_on}: the result differs in rounding"
         log.warning("%s", text)
         run.note(text)
-    return _train(run, prepared)
+    return _train(run, prepared, None)
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
@@ -103,124 +117,66 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data, "model": model})
 
 
-class _Prepared:
-    """Everything that training needs, found and checked."""
-
-    def __init__(self, config: RunConfig, prompt: dict[str, Any] | None = None) -> None:
-        self.config = config
-        self.seconds: dict[str, float] = {}
-        clock = time.monotonic()
-        self.device: Device = choose_device(config.model)
-        if self.device.is_cpu and config.model.device == "auto":
-            for finding in compare_views(probe(), torch_view()):
-                log.warning(
-                    "Training on the CPU: %s. Mend: %s", finding.message, finding.command or "medqa doctor"
-                )
-        # Questions first: they are small, and what is wrong with them shows at once.
-        self.corpus: Corpus = build_corpus(config.data, config.train.seed)
-        self.seconds["prepare questions"], clock = time.monotonic() - clock, time.monotonic()
-        self.base: BaseFiles = find_base(config.model)
-        self.renderer: PromptRenderer = load_renderer(self.base, frozen=prompt)
-        self.seconds["find base model"], clock = time.monotonic() - clock, time.monotonic()
-        self.rows, self.counts = self._rows()
-        self.seconds["tokenise"], clock = time.monotonic() - clock, time.monotonic()
-        self._refuse_slow_training()
-        self.model: Any = load_model(self.base, self.device)
-        self.seconds["load base model"] = time.monotonic() - clock
-
-    @property
-    def limit(self) -> int:
-        return min(self.config.train.max_length_tokens, self.base.max_length_tokens)
-
-    def _rows(self) -> tuple[list[TokenisedRow], dict[str, int]]:
-        limit = self.limit
-        rows, counts = tokenise_rows(
-            self.renderer,
-            self.corpus.train,
-            max_length_tokens=limit,
-            explanations=self.config.train.explanations,
-        )
-        if not rows:
-            raise DataError(
-                f"all {len(self.corpus.train)} prompts are longer than {limit} tokens",
-                "--set train.max_length_tokens=... must leave room for a question",
-            )
-        return rows, counts
-
-    def _refuse_slow_training(self) -> None:
-        """Stop before hours on the CPU, unless they are wanted.
-
-        A row's token costs 4 operations a weight: 2 forward, 2 for the gradient that passes through.
-        """
-        num_tokens = self.config.train.epochs * sum(len(row) for row in self.rows)
-        hours = 4 * self.base.num_parameters * num_tokens / CPU_OPERATIONS_PER_S / 3600
-        if self.device.is_cpu and hours > MAX_CPU_HOURS and not self.config.train.allow_slow:
-            raise DeviceError(
-                f"{self.base.num_parameters / 1e9:.1f} billion weights on {num_tokens:,} tokens take about "
-                f"{hours:,.0f} hours on the CPU ({self.device.reason})",
-                "`medqa doctor` says how to get an accelerator used; or fewer rows with "
-                "--set data.max_train_rows=...; or wait: --set train.allow_slow=true",
-            )
-
-    def notices(self) -> list[str]:
-        limit = self.limit
-        texts = {
-            "num_too_long": "questions left out: their prompt is longer than",
-            "num_explanations_cut": "explanations cut (and trained without a stop token) at",
-        }
-        return [
-            f"{count:,} of {len(self.corpus.train):,} {texts[key]} {limit} tokens"
-            for key, count in self.counts.items()
-            if count
-        ]
-
-    def record(self) -> dict[str, Any]:
-        num_tokens = sum(len(row) for row in self.rows)
-        return {
-            "data": {**self.corpus.summary, **self.counts, "num_tokens": num_tokens},
-            "base_model": self.base.record(),
-            "device": self.device.record(),
-            "prompt": self.renderer.record(),
-        }
+def _planned_rows(run: RunFolder, prepared: Prepared) -> list[int]:
+    """Say which of the rows the run trains on: all, or those that its plan drew."""
+    num_rows = run.record.get("plan", {}).get("num_rows")
+    return stratified_rows(prepared.examples, num_rows, run.config.train.seed)
 
 
-def _train(run: RunFolder, prepared: _Prepared) -> RunFolder:
-    config = prepared.config
-    for text in prepared.notices():
-        log.warning("%s", text)
-        if text not in run.record["notices"]:
-            run.note(text)
+def _rows(prepared: Prepared, config: TrainConfig, numbers: Any) -> list[TokenisedRow]:
+    """Take rows, a drawn share of them with their explanation."""
+    if config.explanation_share == 1:
+        return [prepared.rows[number] for number in numbers]
+    order = [draw_hash(prepared.examples[number], config.seed, "explanation") for number in numbers]
+    kept = explained_rows(order, config.explanation_share)
+    rows = [prepared.rows[number] for number in numbers]
+    return [row if place in kept else row.without_explanation() for place, row in enumerate(rows)]
 
+
+def _train(run: RunFolder, prepared: Prepared, timed: TimedRun | None) -> RunFolder:
     def notice(text: str) -> None:
         log.warning("%s", text)
         run.note(text)
 
+    for text in prepared.notices():
+        log.warning("%s", text)
+        if text not in run.record["notices"]:
+            run.note(text)
+    config, device = run.config.train, prepared.device
     clock = time.monotonic()
-    model = attach_adapter(prepared.model, config.train.lora, config.train.seed)
+    model = attach_adapter(prepared.model, config.lora, config.seed)
+    engine = choose_engine(model, prepared.rows, config, device, notice)
+    pace = None
+    if timed is not None:
+        plan, pace = timed.plan(model, engine, notice)
+        config = config.model_copy(
+            update={"epochs": plan.epochs, "explanation_share": plan.explanation_share}
+        )
+        run.update(plan=plan.record(), config=_changed(run.config, config).model_dump(mode="json"))
+    rows = _rows(prepared, config, _planned_rows(run, prepared))
+    run.update(**prepared.record(rows))
     num_trained = sum(p.numel() for _, p in trainable_parameters(model))
     log.info(
         "Training %s adapter weights (LoRA rank %d) on %s rows, %s: %s, %s (%s)",
         f"{num_trained:,}",
-        config.train.lora.rank,
-        f"{len(prepared.rows):,}",
-        prepared.device.name,
-        prepared.device.precision,
-        prepared.device.torch_device,
-        prepared.device.precision_reason,
+        config.lora.rank,
+        f"{len(rows):,}",
+        device.name,
+        device.precision,
+        device.torch_device,
+        device.precision_reason,
     )
     try:
-        state = train_adapter(model, prepared.rows, config.train, prepared.device, run.path, notice)
+        state = train_adapter(model, rows, config, device, run.path, notice, engine=engine, pace=pace)
     except KeyboardInterrupt:
         log.warning("Stopped and saved; go on with: medqa train --resume %s", run.path)
         raise
+    if pace is not None:
+        run.update(plan={**run.record["plan"], "changes": pace.changes})
     _save_adapter(run, model, prepared)
     plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")
-    peak_gib = prepared.device.peak_memory_gib()
-    seconds = {
-        **prepared.seconds,
-        "training steps": state.seconds,
-        "train": time.monotonic() - clock,
-    }
+    peak_gib = device.peak_memory_gib()
+    seconds = {**prepared.seconds, "training steps": state.seconds, "train": time.monotonic() - clock}
     run.finish(
         adapter_sha256=file_sha256(run.path / "adapter" / "adapter_model.safetensors"),
         training={
@@ -233,10 +189,17 @@ def _train(run: RunFolder, prepared: _Prepared) -> RunFolder:
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
         },
     )
+    if timed is not None:
+        tuned = TunedModel(run, prepared.base, device, prepared.renderer, model, engine.decoder)
+        evaluate_tuned(tuned, *timed.evaluation())
     return run
 
 
-def _save_adapter(run: RunFolder, model: Any, prepared: _Prepared) -> None:
+def _changed(config: RunConfig, train: TrainConfig) -> RunConfig:
+    return config.model_copy(update={"train": train})
+
+
+def _save_adapter(run: RunFolder, model: Any, prepared: Prepared) -> None:
     """Write the adapter in PEFT's own format, with the tokenizer beside it."""
     # A Hub name holds everywhere; a folder or the built-in model only here.
     name = prepared.config.model.name

@@ -1,0 +1,192 @@
+"""What the loop asks of whatever computes a step, and the plain way to do it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from medqa.config import TrainConfig
+from medqa.hardware.device import Device
+from medqa.model.batch import AnswerLoss, TokenisedRow, collate
+from medqa.model.decoder import PackedDecoder
+from medqa.model.lora import compute_context, recompute_activations, trainable_parameters
+
+__all__ = ["ADAMW_FIELDS", "Engine", "PlainEngine", "StepResult", "Tensors"]
+
+ADAMW_FIELDS = ("step", "exp_avg", "exp_avg_sq")
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass
+class StepResult:
+    """What a step's gradients came with.
+
+    Attributes:
+        loss: Mean loss of the rows, in nats.
+        answer_nll: Mean negative log-likelihood of the letters, in nats.
+        grad_norm: Global norm of the gradient of the mean loss, before it is clipped.
+        num_tokens: Tokens of the rows, padding apart.
+    """
+
+    loss: float
+    answer_nll: float
+    grad_norm: float
+    num_tokens: int
+
+
+class Engine(Protocol):
+    """Computes gradients and updates the adapter."""
+
+    balanced: bool
+    """Whether it wants batches of like size in tokens, rather than of rows of like length."""
+    decoder: PackedDecoder | None
+    """The packed way through the model, if it goes it."""
+
+    def gradients(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> StepResult:
+        """Compute the clipped gradient of the mean loss over the rows.
+
+        Raises:
+            RuntimeError: If memory runs out; `discard` makes it fit for another try.
+        """
+
+    def update(self, rate: float) -> None:
+        """Take an optimizer step with the gradients at a learning rate, and drop them."""
+
+    def discard(self) -> None:
+        """Drop gradients and whatever memory can be given back."""
+
+    def recompute(self) -> None:
+        """From now on compute activations again in the backward pass, to save memory."""
+
+    def expect(self, steps: Sequence[Sequence[TokenisedRow]], rows_a_pass: int) -> None:
+        """Learn which rows are to come: batches of one shape can be captured once and replayed.
+
+        Args:
+            steps: Rows of every step.
+            rows_a_pass: Most rows of one pass.
+        """
+
+    def tensor_names(self) -> list[str]:
+        """Name the weights that are trained."""
+
+    def tensors(self) -> tuple[Tensors, dict[str, Tensors]]:
+        """Return weights by parameter name, and AdamW's state by parameter name and field."""
+
+    def load(self, weights: Tensors, optimizer: dict[str, Tensors]) -> None:
+        """Take over what `tensors` returned."""
+
+    def scaler_state(self) -> dict[str, Any]:
+        """Return the fp16 loss scaler's state; empty in other precisions."""
+
+    def load_scaler(self, state: dict[str, Any]) -> None:
+        """Take over what `scaler_state` returned."""
+
+    def finish(self) -> None:
+        """Leave the trained weights in the model."""
+
+
+class PlainEngine:
+    """The model as transformers and PEFT run it, under autocast: any architecture, any device.
+
+    The reference that every faster way is compared with.
+    """
+
+    balanced: bool = False
+    decoder: PackedDecoder | None = None
+
+    def __init__(self, model: Any, config: TrainConfig, device: Device) -> None:
+        from accelerate import Accelerator
+
+        self._model, self._config, self._device = model, config, device
+        self._optimizer = torch.optim.AdamW(
+            [p for _, p in trainable_parameters(model)],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        # Told nothing of the device: it keeps one for the whole process, and this loop has its own.
+        self._accelerator = Accelerator()
+        self._loss = self._accelerator.prepare_model(AnswerLoss(model), device_placement=False)
+        self._scaler = device.grad_scaler()
+
+    def gradients(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> StepResult:
+        """See `Engine`."""
+        loss_sum = answer_sum = torch.zeros((), device=self._device.torch_device)
+        for start in range(0, len(rows), rows_a_pass):
+            batch = collate(rows[start : start + rows_a_pass], self._config.answer_weight)
+            batch = batch.to(self._device.torch_device)
+            with compute_context(self._model, self._device):
+                loss, answer_nll = self._loss(
+                    batch.input_ids_BT,
+                    batch.position_N,
+                    batch.label_N,
+                    batch.weight_N,
+                    batch.is_answer_N,
+                )
+            self._accelerator.backward(self._scaler.scale(loss / len(rows)))
+            loss_sum = loss_sum + loss.detach()
+            answer_sum = answer_sum + answer_nll
+        self._scaler.unscale_(self._optimizer)
+        parameters = [p for _, p in trainable_parameters(self._model)]
+        norm = self._accelerator.clip_grad_norm_(parameters, self._config.max_grad_norm)
+        sums = torch.stack([loss_sum, answer_sum, norm.float()]).tolist()
+        num_tokens = sum(len(row) for row in rows)
+        return StepResult(sums[0] / len(rows), sums[1] / len(rows), sums[2], num_tokens)
+
+    def update(self, rate: float) -> None:
+        """See `Engine`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def discard(self) -> None:
+        """See `Engine`."""
+        self._optimizer.zero_grad(set_to_none=True)
+        self._device.release_memory()
+
+    def recompute(self) -> None:
+        """See `Engine`."""
+        recompute_activations(self._model)
+
+    def expect(self, steps: Sequence[Sequence[TokenisedRow]], rows_a_pass: int) -> None:
+        """See `Engine`: nothing to prepare."""
+
+    def tensor_names(self) -> list[str]:
+        """See `Engine`."""
+        return [name for name, _ in trainable_parameters(self._model)]
+
+    def tensors(self) -> tuple[Tensors, dict[str, Tensors]]:
+        """See `Engine`."""
+        named = trainable_parameters(self._model)
+        return (
+            {name: p.detach() for name, p in named},
+            {
+                name: {field: torch.as_tensor(value) for field, value in self._optimizer.state[p].items()}
+                for name, p in named
+            },
+        )
+
+    def load(self, weights: Tensors, optimizer: dict[str, Tensors]) -> None:
+        """See `Engine`."""
+        for name, p in trainable_parameters(self._model):
+            p.data.copy_(weights[name])
+            self._optimizer.state[p] = {
+                # AdamW keeps its step count on the CPU, one for each parameter.
+                field: optimizer[name][field].to("cpu" if field == "step" else p.device, copy=True)
+                for field in ADAMW_FIELDS
+            }
+
+    def scaler_state(self) -> dict[str, Any]:
+        """See `Engine`."""
+        return dict(self._scaler.state_dict())
+
+    def load_scaler(self, state: dict[str, Any]) -> None:
+        """See `Engine`."""
+        if state:
+            self._scaler.load_state_dict(state)
+
+    def finish(self) -> None:
+        """See `Engine`: the model holds them all the time."""

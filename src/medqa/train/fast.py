@@ -1,0 +1,232 @@
+"""The fast way through a step: packed rows, fused products, flat optimizer, the pass captured as a graph."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from medqa.config import TrainConfig
+from medqa.hardware.device import Device, is_out_of_memory
+from medqa.hardware.graphs import capture, has_graphs
+from medqa.model.batch import TokenisedRow
+from medqa.model.decoder import PackedDecoder, why_not_packed
+from medqa.model.packed import PackedBatch, Slots, pack, slots_for
+from medqa.model.parity import check_parity
+from medqa.train.engine import ADAMW_FIELDS, Engine, PlainEngine, StepResult, Tensors
+from medqa.train.schedule import deal
+
+__all__ = ["PackedEngine", "choose_engine"]
+
+log = logging.getLogger(__name__)
+
+# A capture costs about as much as four passes, and saves half of each later one.
+MIN_PASSES = 16
+MAX_GRAPH_ERROR = 1e-3
+
+
+def choose_engine(
+    model: Any,
+    rows: Sequence[TokenisedRow],
+    config: TrainConfig,
+    device: Device,
+    notice: Callable[[str], None],
+) -> Engine:
+    """Take the fast path where it applies and is found equal to the plain one on the user's own rows."""
+    if not config.fast_path:
+        log.info("Plain path: set by train.fast_path")
+        return PlainEngine(model, config, device)
+    reason = "fp16 needs a loss scaler" if device.precision == "fp16" else why_not_packed(model)
+    if reason is not None:
+        log.info("Plain path: %s", reason)
+        return PlainEngine(model, config, device)
+    decoder = PackedDecoder(model)
+    parity = check_parity(model, decoder, rows, config.answer_weight, device)
+    if not parity.equal:
+        notice(f"Plain path, slower: the fast one differs from it here ({parity})")
+        return PlainEngine(model, config, device)
+    log.info("Fast path: equals the plain one on your own rows (%s)", parity)
+    log.info("Attention: %s (%s)", decoder.kernel, decoder.kernel_reason)
+    return PackedEngine(decoder, config, device, notice)
+
+
+@dataclasses.dataclass
+class _Captured:
+    batch: PackedBatch
+    replay: Callable[[], None]
+
+
+class PackedEngine:
+    """Computes steps with a PackedDecoder, and updates all weights as one tensor."""
+
+    balanced: bool = True
+
+    def __init__(
+        self,
+        decoder: PackedDecoder,
+        config: TrainConfig,
+        device: Device,
+        notice: Callable[[str], None],
+    ) -> None:
+        self.decoder: PackedDecoder | None = decoder
+        self._decoder, self._config, self._device = decoder, config, device
+        self._notice = notice
+        self._adapter = decoder.adapter
+        self._parameter = torch.nn.Parameter(self._adapter.weights)
+        self._parameter.grad = self._adapter.grad
+        self._optimizer = _adamw(self._parameter, config)
+        self._sums = torch.zeros(2, device=device.torch_device)
+        self._graphs = has_graphs(device) and decoder.kernel == "varlen"
+        self._slots: Slots | None = None
+        self._captured: _Captured | None = None
+
+    def expect(self, steps: Sequence[Sequence[TokenisedRow]], rows_a_pass: int) -> None:
+        """See `Engine`."""
+        self._slots, self._captured = None, None
+        passes = [rows for step in steps for rows in _passes(step, rows_a_pass)]
+        if self._graphs and not self._decoder.recompute and len(passes) >= MIN_PASSES:
+            self._slots = slots_for(passes)
+
+    def gradients(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> StepResult:
+        """See `Engine`."""
+        self._adapter.grad.zero_()
+        self._sums.zero_()
+        for part in _passes(rows, rows_a_pass):
+            self._add(part)
+        grad = self._adapter.grad.mul_(self._adapter.factor)
+        norm = torch.linalg.vector_norm(grad) / len(rows)
+        grad.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) / len(rows))
+        loss, answer_nll, norm_value = torch.cat([self._sums, norm[None]]).tolist()
+        return StepResult(loss / len(rows), answer_nll / len(rows), norm_value, sum(map(len, rows)))
+
+    def _add(self, rows: Sequence[TokenisedRow]) -> None:
+        """Add the rows' summed loss and its gradient."""
+        batch = pack(rows, self._config.answer_weight, self._slots)
+        if self._slots is not None and self._captured is None:
+            self._capture(batch, self._slots)
+        if self._captured is None:
+            self._pass(batch.to(self._device.torch_device))
+            return
+        batch.copy_into(self._captured.batch)
+        self._captured.replay()
+
+    def _pass(self, batch: PackedBatch) -> None:
+        """One forward and backward pass; captured or not, the same."""
+        loss, answer_nll = self._decoder.loss(batch)
+        self._adapter.add_gradients(torch.autograd.grad(loss, self._adapter.leaves))
+        self._sums += torch.stack([loss.detach(), answer_nll.detach()])
+
+    def _capture(self, batch: PackedBatch, slots: Slots) -> None:
+        """Capture a pass, and keep it only if its replay gives what the pass gave."""
+        kept = self._adapter.grad.clone(), self._sums.clone()
+        static = batch.to(self._device.torch_device)
+        try:
+            replay = capture(self._device, lambda: self._pass(static))
+            error = self._apart(lambda: self._pass(static), replay)
+            reason = "" if error < MAX_GRAPH_ERROR else f"its result is off by {error:.1%}"
+        except RuntimeError as exc:
+            if is_out_of_memory(exc):
+                raise
+            reason = str(exc).splitlines()[0]
+        self._adapter.grad.copy_(kept[0])
+        self._sums.copy_(kept[1])
+        if reason:
+            self._slots = None
+            self._notice(f"Each kernel is launched by itself, slower: a pass can't be a graph here: {reason}")
+            return
+        self._captured = _Captured(static, replay)
+        log.info(
+            "Passes are one graph of %s tokens and %s labels, launched at once (off by %.0e)",
+            f"{slots.num_tokens:,}",
+            f"{slots.num_labels:,}",
+            error,
+        )
+
+    def _apart(self, *ways: Callable[[], None]) -> float:
+        """Compare what two ways leave in gradient and sums; the relative difference."""
+        results = []
+        for way in ways:
+            self._adapter.grad.zero_()
+            self._sums.zero_()
+            way()
+            results.append(torch.cat([self._sums, self._adapter.grad]))
+        first, second = results
+        sums = ((second[:2] - first[:2]).abs() / first[:2].abs()).max()
+        gradient = (second[2:] - first[2:]).norm() / first[2:].norm()
+        # A NaN must not pass for a small number.
+        return float(torch.stack([sums, gradient]).nan_to_num(nan=torch.inf).max())
+
+    def update(self, rate: float) -> None:
+        """See `Engine`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._adapter.refresh()
+
+    def discard(self) -> None:
+        """See `Engine`."""
+        self._captured = None
+        self._device.release_memory()
+
+    def recompute(self) -> None:
+        """See `Engine`."""
+        self._decoder.recompute = True
+        self._slots, self._captured = None, None
+
+    def tensor_names(self) -> list[str]:
+        """See `Engine`."""
+        return list(self._adapter.named(self._adapter.weights))
+
+    def tensors(self) -> tuple[Tensors, dict[str, Tensors]]:
+        """See `Engine`."""
+        state = self._optimizer.state[self._parameter]
+        fields = {field: self._adapter.named(state[field]) for field in ADAMW_FIELDS if field != "step"}
+        step = torch.as_tensor(state["step"])
+        weights = self._adapter.named(self._adapter.weights)
+        return weights, {
+            name: {"step": step, **{field: values[name] for field, values in fields.items()}}
+            for name in weights
+        }
+
+    def load(self, weights: Tensors, optimizer: dict[str, Tensors]) -> None:
+        """See `Engine`."""
+        for name, view in self._adapter.named(self._adapter.weights).items():
+            view.copy_(weights[name])
+        self._adapter.refresh()
+        state: dict[str, torch.Tensor] = {}
+        for field in ADAMW_FIELDS[1:]:
+            state[field] = torch.zeros_like(self._adapter.weights)
+            for name, view in self._adapter.named(state[field]).items():
+                view.copy_(optimizer[name][field])
+        step = next(iter(optimizer.values()))["step"]
+        fused = self._optimizer.defaults["fused"]
+        state["step"] = step.to(self._parameter.device if fused else "cpu", copy=True)
+        self._optimizer.state[self._parameter] = state
+
+    def scaler_state(self) -> dict[str, Any]:
+        """See `Engine`: no scaler, the path takes no fp16."""
+        return {}
+
+    def load_scaler(self, state: dict[str, Any]) -> None:
+        """See `Engine`."""
+
+    def finish(self) -> None:
+        """See `Engine`."""
+        self._captured = None
+        self._adapter.store()
+
+
+def _passes(rows: Sequence[TokenisedRow], rows_a_pass: int) -> list[list[TokenisedRow]]:
+    """Deal a step's rows to as few passes as their number allows, alike in tokens."""
+    parts = deal([len(row) for row in rows], -(-len(rows) // rows_a_pass))
+    return [[rows[index] for index in part] for part in parts]
+
+
+def _adamw(parameter: torch.nn.Parameter, config: TrainConfig) -> torch.optim.Optimizer:
+    """Make AdamW as one kernel, where the device has it."""
+    rate, decay = config.learning_rate, config.weight_decay
+    try:
+        return torch.optim.AdamW([parameter], lr=rate, weight_decay=decay, fused=True)
+    except RuntimeError:  # the same update in a few kernels
+        return torch.optim.AdamW([parameter], lr=rate, weight_decay=decay)

@@ -1,0 +1,91 @@
+"""Keep training within a time: how many steps fit is found out again as they are done. Torch-free."""
+
+import bisect
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+__all__ = ["Pace"]
+
+log = logging.getLogger(__name__)
+
+# The first steps hold what later ones don't: kernels are loaded, memory is taken, a graph is captured.
+NUM_FIRST_STEPS = 2
+RECENT_STEPS = 20
+# Fewer steps follow at once; more only early on, while the learning rate can still take them in.
+MIN_GAIN, EARLY_SHARE = 1.03, 0.5
+
+
+class Pace:
+    """Says after each step how many steps there will be in all.
+
+    Attributes:
+        changes: What was changed, and when, for the record.
+    """
+
+    def __init__(self, end: float, tokens_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        """Set the time.
+
+        Args:
+            end: When the last step must be done, on the clock.
+            tokens_per_s: What to expect until steps have been measured.
+            clock: Seconds that only rise.
+        """
+        self.end, self._expected, self._clock = end, tokens_per_s, clock
+        self.changes: list[str] = []
+        self._num_tokens: Sequence[int] = ()
+        self._times: list[tuple[int, float]] = []
+
+    def begin(self, step: int, num_tokens: Sequence[int]) -> int:
+        """Begin the steps.
+
+        Args:
+            step: Steps done.
+            num_tokens: Tokens of the first 0, 1, 2, ... steps that there could be.
+
+        Returns:
+            How many steps there will be in all.
+        """
+        self._num_tokens = num_tokens
+        self._times = [(step, self._clock())]
+        return max(step, self._fitting(step, self._expected))
+
+    def review(self, step: int, num_steps: int) -> int:
+        """Take note that a step is done.
+
+        Args:
+            step: Steps done.
+            num_steps: How many there were to be.
+
+        Returns:
+            How many steps there will be in all; at once `step` if not even one more fits.
+        """
+        self._times.append((step, self._clock()))
+        if step < num_steps and self._times[-1][1] >= self.end:
+            return self._changed(step, num_steps, self._rate())
+        if len(self._times) <= NUM_FIRST_STEPS or step >= num_steps:
+            return num_steps
+        rate = self._rate()
+        fitting = self._fitting(step, rate)
+        early = step < EARLY_SHARE * num_steps
+        if fitting < num_steps or (early and fitting > MIN_GAIN * num_steps):
+            return self._changed(max(step, fitting), num_steps, rate)
+        return num_steps
+
+    def _rate(self) -> float:
+        """Tokens per second of the recent steps, without the very first."""
+        first = max(len(self._times) - 1 - RECENT_STEPS, min(NUM_FIRST_STEPS, len(self._times) - 2))
+        (step, then), (now_step, now) = self._times[first], self._times[-1]
+        return (self._num_tokens[now_step] - self._num_tokens[step]) / max(1e-9, now - then)
+
+    def _fitting(self, step: int, rate: float) -> int:
+        affordable = self._num_tokens[step] + max(0.0, self.end - self._clock()) * rate
+        return bisect.bisect_right(self._num_tokens, affordable) - 1
+
+    def _changed(self, fitting: int, num_steps: int, rate: float) -> int:
+        text = (
+            f"step {self._times[-1][0]}: {rate:,.0f} tokens/s, so {fitting:,} steps instead of {num_steps:,}"
+        )
+        log.info("New plan, %s", text)
+        self.changes.append(text)
+        return fitting

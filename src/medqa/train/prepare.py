@@ -1,0 +1,172 @@
+"""Everything that training needs, found and checked before a run folder is made."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from medqa.config import RunConfig
+from medqa.data.prepared import TrainingData, begin_corpus
+from medqa.errors import DataError, DeviceError
+from medqa.hardware.device import Device, choose_device
+from medqa.hardware.doctor import compare_views, torch_view
+from medqa.hardware.probe import probe
+from medqa.model.batch import TokenisedRow, tokenise_rows
+from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
+from medqa.prompts import PromptRenderer
+from medqa.records import Example
+
+__all__ = ["Prepared"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Measured: 131e9 on two cores with AVX2. A server has ten times as much, still too little for days of work.
+CPU_OPERATIONS_PER_S = 1e11
+MAX_CPU_HOURS = 2.0
+
+
+def _together(*works: Callable[[], Any]) -> list[Any]:
+    """Do several things at the same time; what goes wrong first is raised at once, whatever the others do."""
+    done: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+
+    def do(number: int) -> None:
+        try:
+            done.put((number, works[number](), None))
+        except BaseException as exc:  # noqa: BLE001 - raised again in the thread that waits
+            done.put((number, None, exc))
+
+    for number in range(len(works)):
+        threading.Thread(target=do, args=(number,), daemon=True).start()
+    results: dict[int, Any] = {}
+    while len(results) < len(works):
+        number, result, exc = done.get()
+        if exc is not None:
+            raise exc
+        results[number] = result
+    return [results[number] for number in range(len(works))]
+
+
+class Prepared:
+    """Device, questions, base model and training rows.
+
+    Attributes:
+        config: All settings.
+        device: Where to train.
+        data: Questions to train on and held back.
+        base: The base model's files.
+        renderer: Its prompt.
+        examples: The questions whose prompt is not too long.
+        rows: Their tokens, with explanation where there is one.
+        model: The base model, loaded.
+        seconds: What each part took.
+    """
+
+    def __init__(self, config: RunConfig, prompt: dict[str, Any] | None = None) -> None:
+        """Find everything; questions are prepared while the model loads.
+
+        Args:
+            config: All settings.
+            prompt: The prompt as a run recorded it, to go on with that run.
+
+        Raises:
+            MedQAError: Of the kind that says what is wrong.
+        """
+        self.config = config
+        self.seconds: dict[str, float] = {}
+        clock = time.monotonic()
+        self.device: Device = choose_device(config.model)
+        self._warn_of_unused_accelerator()
+        pending = begin_corpus(config.data, config.train.seed)
+        try:
+            self.data: TrainingData
+            self.data, (self.base, self.renderer, self.model) = _together(
+                lambda: self._timed("questions", pending.result), lambda: self._load(prompt)
+            )
+        finally:
+            pending.cancel()
+        self.seconds["questions and base model"], clock = time.monotonic() - clock, time.monotonic()
+        self.examples, self.rows, self.counts = self._tokenised()
+        self.seconds["tokenise"] = time.monotonic() - clock
+
+    def _timed(self, name: str, work: Callable[[], T]) -> T:
+        clock = time.monotonic()
+        result = work()
+        self.seconds[name] = time.monotonic() - clock
+        return result
+
+    def _load(self, prompt: dict[str, Any] | None) -> tuple[BaseFiles, PromptRenderer, Any]:
+        base = self._timed("find base model", lambda: find_base(self.config.model))
+        renderer = load_renderer(base, frozen=prompt)
+        return base, renderer, self._timed("load base model", lambda: load_model(base, self.device))
+
+    def _warn_of_unused_accelerator(self) -> None:
+        if self.device.is_cpu and self.config.model.device == "auto":
+            for finding in compare_views(probe(), torch_view()):
+                log.warning(
+                    "Training on the CPU: %s. Mend: %s", finding.message, finding.command or "medqa doctor"
+                )
+
+    @property
+    def limit(self) -> int:
+        """Longest row, in tokens."""
+        return int(min(self.config.train.max_length_tokens, self.base.max_length_tokens))
+
+    def _tokenised(self) -> tuple[list[Example], list[TokenisedRow], dict[str, int]]:
+        limit = self.limit
+        rows, counts = tokenise_rows(self.renderer, self.data.train, max_length_tokens=limit)
+        if not rows:
+            raise DataError(
+                f"all {len(self.data.train)} prompts are longer than {limit} tokens",
+                "--set train.max_length_tokens=... must leave room for a question",
+            )
+        return [self.data.train[row.number] for row in rows], rows, counts
+
+    def refuse_slow_training(self, num_tokens: int) -> None:
+        """Stop before hours on the CPU, unless they are wanted.
+
+        A row's token costs 4 operations a weight: 2 forward, 2 for the gradient that passes through.
+
+        Args:
+            num_tokens: Tokens to train on, all epochs together.
+
+        Raises:
+            DeviceError: If it is estimated to take hours.
+        """
+        hours = 4 * self.base.num_parameters * num_tokens / CPU_OPERATIONS_PER_S / 3600
+        if self.device.is_cpu and hours > MAX_CPU_HOURS and not self.config.train.allow_slow:
+            raise DeviceError(
+                f"{self.base.num_parameters / 1e9:.1f} billion weights on {num_tokens:,} tokens take about "
+                f"{hours:,.0f} hours on the CPU ({self.device.reason})",
+                "`medqa doctor` says how to get an accelerator used; or what fits into a time, with "
+                "--minutes 30; or wait: --set train.allow_slow=true",
+            )
+
+    def notices(self) -> list[str]:
+        """Say what was left out or cut."""
+        limit = self.limit
+        texts = {
+            "num_too_long": "questions left out: their prompt is longer than",
+            "num_explanations_cut": "explanations cut (and trained without a stop token) at",
+        }
+        return [
+            f"{count:,} of {len(self.data.train):,} {texts[key]} {limit} tokens"
+            for key, count in self.counts.items()
+            if count
+        ]
+
+    def record(self, rows: list[TokenisedRow]) -> dict[str, Any]:
+        """Return what run.json says of all this.
+
+        Args:
+            rows: The rows that are trained on.
+        """
+        return {
+            "data": {**self.data.summary, **self.counts, "num_tokens": sum(map(len, rows))},
+            "base_model": self.base.record(),
+            "device": self.device.record(),
+            "prompt": self.renderer.record(),
+        }
