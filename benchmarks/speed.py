@@ -15,6 +15,7 @@ once. `whole` times `medqa train` and `medqa evaluate` as a user runs them.
 """
 
 import argparse
+import array
 import dataclasses
 import json
 import shutil
@@ -53,7 +54,8 @@ def prepare(args):
         "max_length": args.max_length,
         "num_tokens": sum(map(len, rows)),
         **counts,
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": [{**dataclasses.asdict(row), "ids": list(row.ids)} for row in rows],
+        "typecode": getattr(rows[0].ids, "typecode", None),
     }
     (args.out / "rows.json").write_text(json.dumps(record))
     print(f"{len(rows)} rows, {record['num_tokens']} tokens, {counts}")
@@ -79,7 +81,9 @@ def read_rows(out):
 
     record = json.loads((out / "rows.json").read_text())
     model = out / "model" if (out / "model").exists() else Path(record["model"])
-    return [TokenisedRow(**row) for row in record["rows"]], model.resolve(), record["max_length"]
+    code = record.get("typecode")
+    rows = [{**row, "ids": array.array(code, row["ids"]) if code else row["ids"]} for row in record["rows"]]
+    return [TokenisedRow(**row) for row in rows], model.resolve(), record["max_length"]
 
 
 def run(args):

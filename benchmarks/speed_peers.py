@@ -125,9 +125,9 @@ class LlamaFactory(Tool):
         """Write the text of the rows in the Alpaca layout; the template `empty` adds nothing to it."""
         lines = [
             {
-                "instruction": self.tokenizer.decode(row.ids[: row.num_prefix]),
+                "instruction": self.tokenizer.decode([*row.ids[: row.num_prefix]]),
                 "input": "",
-                "output": self.tokenizer.decode(row.ids[row.num_prefix :]),
+                "output": self.tokenizer.decode([*row.ids[row.num_prefix :]]),
             }
             for row in rows
         ]

@@ -55,7 +55,7 @@ class Tool:
     def inputs(self, rows):
         """Token ids and labels as other tools want them: loss on what comes after the prefix."""
         return [
-            {"input_ids": row.ids, "labels": [-100] * row.num_prefix + row.ids[row.num_prefix :]}
+            {"input_ids": [*row.ids], "labels": [-100] * row.num_prefix + [*row.ids[row.num_prefix :]]}
             for row in rows
         ]
 
@@ -86,7 +86,7 @@ class NoteKeeper(logging.Handler):
 
 class Ours(Tool):
     settings = "LoRA r=16 all-linear, batch {batch}"
-    fast_path = "auto"
+    fast_path = True
 
     def use(self):
         import accelerate  # noqa: F401
@@ -97,7 +97,7 @@ class Ours(Tool):
 
         log = logging.getLogger("medqa")
         log.setLevel(logging.INFO)
-        log.addHandler(NoteKeeper(self.notes))
+        log.handlers = [NoteKeeper(self.notes)]
 
     def load(self):
         from medqa.config import LoraConfig, ModelConfig
@@ -115,7 +115,10 @@ class Ours(Tool):
         from medqa.config import TrainConfig
         from medqa.train.loop import train_adapter
 
-        fields = {"fast_path": self.fast_path} if "fast_path" in TrainConfig.model_fields else {}
+        fields = {}
+        if not self.fast_path and "fast_path" in TrainConfig.model_fields:
+            is_switch = isinstance(TrainConfig.model_fields["fast_path"].default, bool)
+            fields = {"fast_path": False if is_switch else "off"}
         config = TrainConfig(
             epochs=epochs,
             batch_size=self.job.batch,
@@ -137,7 +140,7 @@ class Ours(Tool):
 
 class OursPlain(Ours):
     settings = "the same, plain path"
-    fast_path = "off"
+    fast_path = False
 
 
 class HfTrainer(Tool):
@@ -236,7 +239,7 @@ class Hackathon(HfTrainer):
     half = "fp16"
 
     def inputs(self, rows):
-        return [{"input_ids": row.ids[:256], "labels": row.ids[:256]} for row in rows]
+        return [{"input_ids": [*row.ids[:256]], "labels": [*row.ids[:256]]} for row in rows]
 
     def arguments(self, kind, num_rows, epochs):
         return super().arguments(kind, num_rows, epochs) | {

@@ -382,7 +382,7 @@ def test_licences_come_from_the_setting_the_origin_or_not_at_all(tmp_path, monke
         (tmp_path / "README.md").write_text(text)
         assert licence(tmp_path) == "unknown"
     assert read_split(DataConfig(name=STARTER), "validation").examples[0].licence == "apache-2.0"
-    monkeypatch.setattr("medqa.data.sources.locate", lambda *args, **kwargs: tmp_path)
+    monkeypatch.setattr("medqa.data.places.locate", lambda *args, **kwargs: tmp_path)
     assert licence("some/dataset") == "apache-2.0"
 
 

@@ -16,7 +16,7 @@ from medqa.train.engine import PlainEngine
 from medqa.train.fast import PackedEngine, choose_engine
 from medqa.train.schedule import plan_steps
 
-CONFIG = TrainConfig(batch_size=8, epochs=4, learning_rate=0.005, weight_decay=0.01, lora=LoraConfig(rank=4))
+CONFIG = TrainConfig(batch_size=4, epochs=4, learning_rate=0.005, weight_decay=0.01, lora=LoraConfig(rank=4))
 
 
 class Bench:
@@ -27,8 +27,8 @@ class Bench:
         self.device = choose_device(self.config)
         base = find_base(self.config)
         self.base = base
-        self.rows, _ = tokenise_rows(load_renderer(base), make_examples(40), max_length_tokens=512)
-        for number in range(0, 40, 3):
+        self.rows, _ = tokenise_rows(load_renderer(base), make_examples(16), max_length_tokens=512)
+        for number in range(0, 16, 3):
             self.rows[number] = self.rows[number].without_explanation()
         plan = plan_steps([len(row) for row in self.rows], CONFIG, balanced=True)
         self.steps = [[self.rows[index] for index in step] for step in plan]
@@ -45,7 +45,7 @@ class Bench:
         engine.expect(self.steps, CONFIG.batch_size)
         return engine
 
-    def run(self, engine, steps=None, rows_a_pass=8):
+    def run(self, engine, steps=None, rows_a_pass=4):
         results = []
         for step in steps or self.steps:
             results.append(engine.gradients(step, rows_a_pass))
@@ -143,14 +143,14 @@ def test_captured_passes_of_one_shape_give_the_plain_trajectory(bench, graphs):
 
 def test_a_smaller_pass_is_captured_anew(bench, graphs):
     engine = bench.packed()
-    engine.expect(bench.steps, 4)
-    assert_same(bench.run(engine, rows_a_pass=4), bench.run(bench.plain()))
+    engine.expect(bench.steps, 2)
+    assert_same(bench.run(engine, rows_a_pass=2), bench.run(bench.plain()))
     assert len(graphs) == 1
 
 
 def test_few_passes_are_not_captured(bench, graphs):
     engine = bench.packed()
-    engine.expect(bench.steps[:3], 8)
+    engine.expect(bench.steps[:3], 4)
     bench.run(engine, bench.steps[:3])
     assert not graphs
 

@@ -169,8 +169,9 @@ def train(
       medqa train medmcqa-2k --set model.name=path/to/model --set data.name=path/to/medmcqa
       medqa train --resume runs/medmcqa-1
     """
-    from medqa.cli.output import print_json, print_trained
+    from medqa.cli.output import print_json, print_report, print_trained
     from medqa.errors import ConfigError
+    from medqa.files import read_json
     from medqa.hardware.environment import prepare_environment
     from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned
     from medqa.runs import new_run_path
@@ -197,8 +198,10 @@ def train(
         run = train_run(config, out or new_run_path(recipe), recipe, environment, end=end)
     if as_json:
         print_json({"run": str(run.path), **run.record})
-    else:
-        print_trained(run)
+        return
+    print_trained(run)
+    if minutes:
+        print_report(read_json(run.path / run.record["report"]))
 
 
 @app.command()

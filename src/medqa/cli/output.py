@@ -61,14 +61,17 @@ def print_fields(fields: Sequence[tuple[str, Any, str]]) -> None:
 
 def print_trained(run: RunFolder) -> None:
     """Print what training did and what to do next."""
-    training, data = run.record["training"], run.record["data"]
+    training = run.record["training"]
     seconds = training["seconds"]
     print(
-        f"Trained on {data['num_used'] - data['num_too_long']:,} questions "
+        f"Trained on {training['num_rows']:,} questions "
         f"in {seconds['train']:.0f} s ({training['tokens_per_second']:,.0f} tokens/s)"
     )
     print(f"Adapter   {run.path}/adapter")
     print(f"Curve     {run.path}/loss.png")
+    if "report" in run.record:  # scored already, within its time
+        print(f"Next      medqa ask {run.path}")
+        return
     print(f"Next      medqa evaluate {run.path}")
     print(f"          medqa ask {run.path}")
 

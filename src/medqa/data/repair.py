@@ -96,9 +96,10 @@ class Lexicon:
             row: The whole row that it is a part of, to tell whether the row lost letters; the text
                 itself if not given.
         """
-        if not self.touches(text):
+        damaged = set(filter(self._damaged, runs(text)))
+        if not damaged:
             return text
-        hits = {word for word in tokens(text) if fold(word) in self.repairs}
+        hits = {word for run in damaged for word in tokens(run) if fold(word) in self.repairs}
         around = text if row is None else row
 
         def mend(match: re.Match[str]) -> str:

@@ -80,11 +80,11 @@ class Prepared:
         clock = time.monotonic()
         self.device: Device = choose_device(config.model)
         self._warn_of_unused_accelerator()
-        pending = begin_corpus(config.data, config.train.seed)
+        pending = self._timed("begin questions", lambda: begin_corpus(config.data, config.train.seed))
         try:
             self.data: TrainingData
             self.data, (self.base, self.renderer, self.model) = _together(
-                lambda: self._timed("questions", pending.result), lambda: self._load(prompt)
+                lambda: self._timed("wait for questions", pending.result), lambda: self._load(prompt)
             )
         finally:
             pending.cancel()

@@ -54,15 +54,16 @@ def train(
         RunFolder.create(path, config, recipe)  # says what to do instead
     config = _with_whole_paths(config)
     prepared = Prepared(config)
-    timed = TimedRun(prepared, end) if end is not None else None
-    if timed is None:
-        prepared.refuse_slow_training(
-            config.train.epochs * sum(map(len, _rows(prepared, config.train, range(len(prepared.rows)))))
-        )
-    run = RunFolder.create(path, config, recipe)
+    tuning = _Tuning(prepared, config.train, end)
+    run = RunFolder.create(path, tuning.applied(config), recipe)
     write_json(path / "data.json", prepared.data.record)
-    run.update(environment=environment or {}, selftest=last_selftest(prepared.device))
-    return _train(run, prepared, timed)
+    run.update(
+        environment=environment or {},
+        selftest=last_selftest(prepared.device),
+        **({"plan": tuning.plan.record()} if tuning.plan else {}),
+        **prepared.record(tuning.rows),
+    )
+    return _train(run, tuning)
 
 
 def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
@@ -85,7 +86,8 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
         raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
     model = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
     prepared = Prepared(run.config.model_copy(update={"model": model}), run.record["prompt"])
-    now = prepared.record(_rows(prepared, run.config.train, _planned_rows(run, prepared)))
+    tuning = _Tuning(prepared, run.config.train, None, run.record.get("plan", {}).get("num_rows"))
+    now = prepared.record(tuning.rows)
     for what, key in (("data", "sha256"), ("data", "num_tokens"), ("base_model", "fingerprint")):
         if now[what][key] != run.record[what][key]:
             raise RunError(
@@ -98,7 +100,7 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
         text = f"Begun on {began}, resumed on {goes_on}: the result differs in rounding"
         log.warning("%s", text)
         run.note(text)
-    return _train(run, prepared, None)
+    return _train(run, tuning)
 
 
 def _with_whole_paths(config: RunConfig) -> RunConfig:
@@ -117,62 +119,90 @@ def _with_whole_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data, "model": model})
 
 
-def _planned_rows(run: RunFolder, prepared: Prepared) -> list[int]:
-    """Say which of the rows the run trains on: all, or those that its plan drew."""
-    num_rows = run.record.get("plan", {}).get("num_rows")
-    return stratified_rows(prepared.examples, num_rows, run.config.train.seed)
+class _Tuning:
+    """An adapter on the model, what computes its steps, and the rows to train on.
+
+    Attributes:
+        prepared: Device, questions, base model.
+        config: How to train; as planned, if there is a time.
+        model: PeftModel.
+        engine: What computes the steps.
+        timed: The time, if there is one.
+        plan: What was planned for it.
+        pace: Keeps to it.
+        rows: The rows to train on.
+        notices: What the user was told on the way.
+    """
+
+    def __init__(
+        self, prepared: Prepared, config: TrainConfig, end: float | None, num_rows: int | None = None
+    ) -> None:
+        self.prepared, self.config, self.notices = prepared, config, prepared.notices()
+        for text in self.notices:
+            log.warning("%s", text)
+        self.timed, self.plan, self.pace = None, None, None
+        if end is None:
+            self.rows = self._rows(num_rows)
+            prepared.refuse_slow_training(config.epochs * sum(map(len, self.rows)))
+        self.model = attach_adapter(prepared.model, config.lora, config.seed)
+        self.engine = choose_engine(self.model, prepared.rows, config, prepared.device, self._notice)
+        if end is not None:
+            self.timed = TimedRun(prepared, end)
+            self.plan, self.pace = self.timed.plan(self.model, self.engine, self._notice)
+            decided = {"epochs": self.plan.epochs, "explanation_share": self.plan.explanation_share}
+            self.config = config.model_copy(update=decided)
+            self.rows = self._rows(self.plan.num_rows)
+
+    def applied(self, config: RunConfig) -> RunConfig:
+        """Put what was planned into all settings."""
+        return config.model_copy(update={"train": self.config})
+
+    def _notice(self, text: str) -> None:
+        log.warning("%s", text)
+        self.notices.append(text)
+
+    def _rows(self, num_rows: int | None) -> list[TokenisedRow]:
+        """Draw rows, and which of them keep their explanation."""
+        config, prepared = self.config, self.prepared
+        numbers = stratified_rows(prepared.examples, num_rows, config.seed)
+        rows = [prepared.rows[number] for number in numbers]
+        if config.explanation_share == 1:
+            return rows
+        order = [draw_hash(prepared.examples[number], config.seed, "explanation") for number in numbers]
+        kept = explained_rows(order, config.explanation_share)
+        return [row if place in kept else row.without_explanation() for place, row in enumerate(rows)]
 
 
-def _rows(prepared: Prepared, config: TrainConfig, numbers: Any) -> list[TokenisedRow]:
-    """Take rows, a drawn share of them with their explanation."""
-    if config.explanation_share == 1:
-        return [prepared.rows[number] for number in numbers]
-    order = [draw_hash(prepared.examples[number], config.seed, "explanation") for number in numbers]
-    kept = explained_rows(order, config.explanation_share)
-    rows = [prepared.rows[number] for number in numbers]
-    return [row if place in kept else row.without_explanation() for place, row in enumerate(rows)]
-
-
-def _train(run: RunFolder, prepared: Prepared, timed: TimedRun | None) -> RunFolder:
+def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
     def notice(text: str) -> None:
         log.warning("%s", text)
         run.note(text)
 
-    for text in prepared.notices():
-        log.warning("%s", text)
+    for text in tuning.notices:
         if text not in run.record["notices"]:
             run.note(text)
-    config, device = run.config.train, prepared.device
+    prepared, config, model, device = tuning.prepared, tuning.config, tuning.model, tuning.prepared.device
     clock = time.monotonic()
-    model = attach_adapter(prepared.model, config.lora, config.seed)
-    engine = choose_engine(model, prepared.rows, config, device, notice)
-    pace = None
-    if timed is not None:
-        plan, pace = timed.plan(model, engine, notice)
-        config = config.model_copy(
-            update={"epochs": plan.epochs, "explanation_share": plan.explanation_share}
-        )
-        run.update(plan=plan.record(), config=_changed(run.config, config).model_dump(mode="json"))
-    rows = _rows(prepared, config, _planned_rows(run, prepared))
-    run.update(**prepared.record(rows))
     num_trained = sum(p.numel() for _, p in trainable_parameters(model))
     log.info(
         "Training %s adapter weights (LoRA rank %d) on %s rows, %s: %s, %s (%s)",
         f"{num_trained:,}",
         config.lora.rank,
-        f"{len(rows):,}",
+        f"{len(tuning.rows):,}",
         device.name,
         device.precision,
         device.torch_device,
         device.precision_reason,
     )
     try:
-        state = train_adapter(model, rows, config, device, run.path, notice, engine=engine, pace=pace)
+        state = train_adapter(
+            model, tuning.rows, config, device, run.path, notice, engine=tuning.engine, pace=tuning.pace
+        )
     except KeyboardInterrupt:
         log.warning("Stopped and saved; go on with: medqa train --resume %s", run.path)
         raise
-    if pace is not None:
-        run.update(plan={**run.record["plan"], "changes": pace.changes})
+    if tuning.pace is not None:
+        run.update(plan={**run.record["plan"], "changes": tuning.pace.changes})
     _save_adapter(run, model, prepared)
     plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")
     peak_gib = device.peak_memory_gib()
@@ -180,6 +210,7 @@ def _train(run: RunFolder, prepared: Prepared, timed: TimedRun | None) -> RunFol
     run.finish(
         adapter_sha256=file_sha256(run.path / "adapter" / "adapter_model.safetensors"),
         training={
+            "num_rows": len(tuning.rows),
             "num_steps": state.step,
             "num_tokens": state.num_tokens,
             "tokens_per_second": round(state.num_tokens / state.seconds, 1),
@@ -189,14 +220,11 @@ def _train(run: RunFolder, prepared: Prepared, timed: TimedRun | None) -> RunFol
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
         },
     )
-    if timed is not None:
-        tuned = TunedModel(run, prepared.base, device, prepared.renderer, model, engine.decoder)
-        evaluate_tuned(tuned, *timed.evaluation())
+    if tuning.timed is not None:
+        tuned = TunedModel(run, prepared.base, device, prepared.renderer, model, tuning.engine.decoder)
+        report = evaluate_tuned(tuned, *tuning.timed.evaluation())
+        run.update(report=report["file"])
     return run
-
-
-def _changed(config: RunConfig, train: TrainConfig) -> RunConfig:
-    return config.model_copy(update={"train": train})
 
 
 def _save_adapter(run: RunFolder, model: Any, prepared: Prepared) -> None:
