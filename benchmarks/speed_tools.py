@@ -37,6 +37,7 @@ class Outcome:
     num_steps: int
     num_tokens: int
     final_loss: float
+    setup_seconds: float = 0.0  # of the seconds, those outside the steps, as far as the tool tells
 
 
 class Tool:
@@ -135,7 +136,8 @@ class Ours(Tool):
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         shutil.rmtree(folder)
         last = [line["loss"] for line in lines[-10:]]
-        return Outcome(seconds, state.step, state.num_tokens, sum(last) / len(last))
+        outside = seconds - state.seconds
+        return Outcome(seconds, state.step, state.num_tokens, sum(last) / len(last), outside)
 
 
 class OursPlain(Ours):

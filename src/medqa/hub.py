@@ -9,7 +9,7 @@ from typing import Literal
 
 from medqa.errors import HubError
 
-__all__ = ["locate"]
+__all__ = ["is_on_disk", "locate"]
 
 
 def locate(
@@ -39,12 +39,24 @@ def locate(
         raise HubError(
             f"{setting}: {name[:80]!r} is no path ({type(exc).__name__})", "check the path"
         ) from exc
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not _may_be_hub_id(name):
         raise HubError(
             f"{setting}: no file or folder {name!r}",
             f"check the path, or give a Hub id such as ORG/NAME with --set {setting}=...",
         )
     return _download(name, kind, setting, revision, patterns)
+
+
+def is_on_disk(name: str) -> bool:
+    """Tell whether `locate` finds a name, or refuses it, without asking the Hub."""
+    try:
+        return Path(name).expanduser().exists() or not _may_be_hub_id(name)
+    except (OSError, ValueError, RuntimeError):  # no path at all
+        return True
+
+
+def _may_be_hub_id(name: str) -> bool:
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1
 
 
 def _download(name: str, kind: str, setting: str, revision: str | None, patterns: Sequence[str]) -> Path:

@@ -25,6 +25,7 @@ __all__ = [
     "recipe_names",
     "recipe_text",
     "refuse_planned",
+    "with_whole_paths",
 ]
 
 DEFAULT_RECIPE = "medmcqa"
@@ -169,6 +170,22 @@ def refuse_planned(settings: Sequence[str]) -> None:
                 f"--set {key} and --minutes both say how much to train",
                 "leave one of them out; --set data.max_train_rows=... still sets the most",
             )
+
+
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """Write local names as whole paths, so that the run works from any folder."""
+
+    def whole(name: str) -> str:
+        try:
+            path = Path(name).expanduser()
+            return str(path.resolve()) if path.exists() else name
+        except (OSError, ValueError, RuntimeError):  # no path at all: `locate` says what is wrong
+            return name
+
+    mix = tuple(part.model_copy(update={"name": whole(part.name)}) for part in config.data.mix)
+    data = config.data.model_copy(update={"name": whole(config.data.name), "mix": mix})
+    model = config.model.model_copy(update={"name": whole(config.model.name)})
+    return config.model_copy(update={"data": data, "model": model})
 
 
 def describe_fields(config: RunConfig | None = None) -> list[tuple[str, Any, str]]:

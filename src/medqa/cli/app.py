@@ -170,10 +170,11 @@ def train(
       medqa train --resume runs/medmcqa-1
     """
     from medqa.cli.output import print_json, print_report, print_trained
+    from medqa.data.prepared import begin_corpus
     from medqa.errors import ConfigError
     from medqa.files import read_json
     from medqa.hardware.environment import prepare_environment
-    from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned
+    from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned, with_whole_paths
     from medqa.runs import new_run_path
 
     if resume is not None:
@@ -188,14 +189,17 @@ def train(
         run = resume_run(resume, trust)
     else:
         recipe = recipe or DEFAULT_RECIPE
-        config = load_recipe(recipe, settings or [])
+        config = with_whole_paths(load_recipe(recipe, settings or []))
         if minutes:
             refuse_planned(settings or [])
         environment = prepare_environment(config.model.device)
+        # In a process of its own, which has a head start of torch's import.
+        questions = begin_corpus(config.data, config.train.seed)
         from medqa.train.run import train as train_run
 
         end = STARTED + 60 * minutes if minutes else None
-        run = train_run(config, out or new_run_path(recipe), recipe, environment, end=end)
+        path = out or new_run_path(recipe)
+        run = train_run(config, path, recipe, environment, questions=questions, end=end)
     if as_json:
         print_json({"run": str(run.path), **run.record})
         return

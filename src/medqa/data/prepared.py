@@ -22,6 +22,7 @@ from medqa.data.build import build_corpus
 from medqa.data.cache import Notice, entry_path, is_there, load, source_files, store, tell
 from medqa.data.folder import TrainingData
 from medqa.errors import DataError, MedQAError
+from medqa.hub import is_on_disk
 
 __all__ = ["Pending", "TrainingData", "begin_corpus"]
 
@@ -47,7 +48,7 @@ def begin_corpus(config: DataConfig, seed: int) -> "Pending":
         MedQAError: As `build_corpus` does, if it shows at once; else `Pending.result` raises it.
     """
     names = [config.name, *(part.name for part in config.mix)]
-    if not all(map(_is_here, names)):
+    if not all(name.startswith("builtin:") or is_on_disk(name) for name in names):
         return Pending(config, seed, None)  # the child looks for it: the Hub may have to be asked
     files = source_files(config)
     if sum(file.stat().st_size for file in files) < SMALL_BYTES:
@@ -56,13 +57,6 @@ def begin_corpus(config: DataConfig, seed: int) -> "Pending":
         return Pending(config, seed, data)
     path = entry_path(config, seed, files)
     return Pending(config, seed, _kept(path) if is_there(path) else None)
-
-
-def _is_here(name: str) -> bool:
-    try:
-        return name.startswith("builtin:") or Path(name).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # no path at all: the child says what is wrong
-        return False
 
 
 def _kept(path: Path) -> TrainingData | None:

@@ -61,7 +61,6 @@ def why_not_packed(model: Any) -> str | None:
     config = model.config
     [lora] = model.peft_config.values()
     rope = getattr(config, "rope_parameters", None) or {}
-    weight_dtype = model.get_input_embeddings().weight.dtype
     reasons = {
         f"blocks of {config.model_type} are not known": config.model_type not in FAMILIES,
         f"activation {getattr(config, 'hidden_act', None)}": getattr(config, "hidden_act", None) != "silu",
@@ -78,7 +77,6 @@ def why_not_packed(model: Any) -> str | None:
             or lora.alpha_pattern
             or lora.modules_to_save
         ),
-        f"weights in {weight_dtype}": weight_dtype not in (torch.float32, torch.bfloat16),
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 

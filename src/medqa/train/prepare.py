@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from medqa.config import RunConfig
-from medqa.data.prepared import TrainingData, begin_corpus
+from medqa.data.prepared import Pending, TrainingData
 from medqa.errors import DataError, DeviceError
 from medqa.hardware.device import Device, choose_device
 from medqa.hardware.doctor import compare_views, torch_view
@@ -65,11 +65,12 @@ class Prepared:
         seconds: What each part took.
     """
 
-    def __init__(self, config: RunConfig, prompt: dict[str, Any] | None = None) -> None:
+    def __init__(self, config: RunConfig, questions: Pending, prompt: dict[str, Any] | None = None) -> None:
         """Find everything; questions are prepared while the model loads.
 
         Args:
             config: All settings.
+            questions: The corpus, its preparation begun.
             prompt: The prompt as a run recorded it, to go on with that run.
 
         Raises:
@@ -78,16 +79,15 @@ class Prepared:
         self.config = config
         self.seconds: dict[str, float] = {}
         clock = time.monotonic()
-        self.device: Device = choose_device(config.model)
-        self._warn_of_unused_accelerator()
-        pending = self._timed("begin questions", lambda: begin_corpus(config.data, config.train.seed))
         try:
+            self.device: Device = choose_device(config.model)
+            self._warn_of_unused_accelerator()
             self.data: TrainingData
             self.data, (self.base, self.renderer, self.model) = _together(
-                lambda: self._timed("wait for questions", pending.result), lambda: self._load(prompt)
+                lambda: self._timed("wait for questions", questions.result), lambda: self._load(prompt)
             )
         finally:
-            pending.cancel()
+            questions.cancel()
         self.seconds["questions and base model"], clock = time.monotonic() - clock, time.monotonic()
         self.examples, self.rows, self.counts = self._tokenised()
         self.seconds["tokenise"] = time.monotonic() - clock

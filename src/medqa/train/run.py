@@ -7,6 +7,7 @@ from typing import Any
 
 from medqa.config import RunConfig, TrainConfig
 from medqa.data.draw import draw_hash, stratified_rows
+from medqa.data.prepared import Pending, begin_corpus
 from medqa.errors import RunError
 from medqa.evaluate.run import evaluate_tuned
 from medqa.files import file_sha256, write_folder, write_json
@@ -14,6 +15,7 @@ from medqa.hardware.selftest_record import last_selftest
 from medqa.model.batch import TokenisedRow
 from medqa.model.lora import attach_adapter, trainable_parameters
 from medqa.model.tuned import TunedModel
+from medqa.recipe import with_whole_paths
 from medqa.runs import RunFolder
 from medqa.train.budget import explained_rows
 from medqa.train.fast import choose_engine
@@ -33,6 +35,7 @@ def train(
     recipe: str,
     environment: dict[str, Any] | None = None,
     *,
+    questions: Pending | None = None,
     end: float | None = None,
 ) -> RunFolder:
     """Fine-tune an adapter into a new run folder.
@@ -44,6 +47,7 @@ def train(
         path: Run folder to make.
         recipe: Name of the recipe, for the record.
         environment: What `prepare_environment` found and set, for the record.
+        questions: The corpus of these settings, if its preparation was begun before torch was imported.
         end: When everything must be done, on time.monotonic's clock: what is trained on is planned to fit,
             and base and tuned model are scored at the end. No limit if not given.
 
@@ -52,8 +56,8 @@ def train(
     """
     if path.exists():
         RunFolder.create(path, config, recipe)  # says what to do instead
-    config = _with_whole_paths(config)
-    prepared = Prepared(config)
+    config = with_whole_paths(config)
+    prepared = Prepared(config, questions or begin_corpus(config.data, config.train.seed))
     tuning = _Tuning(prepared, config.train, end)
     run = RunFolder.create(path, tuning.applied(config), recipe)
     write_json(path / "data.json", prepared.data.record)
@@ -85,7 +89,9 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     if "data" not in run.record:
         raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
     model = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
-    prepared = Prepared(run.config.model_copy(update={"model": model}), run.record["prompt"])
+    config = run.config.model_copy(update={"model": model})
+    questions = begin_corpus(config.data, config.train.seed)
+    prepared = Prepared(config, questions, run.record["prompt"])
     tuning = _Tuning(prepared, run.config.train, None, run.record.get("plan", {}).get("num_rows"))
     now = prepared.record(tuning.rows)
     for what, key in (("data", "sha256"), ("data", "num_tokens"), ("base_model", "fingerprint")):
@@ -101,22 +107,6 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
         log.warning("%s", text)
         run.note(text)
     return _train(run, tuning)
-
-
-def _with_whole_paths(config: RunConfig) -> RunConfig:
-    """Write local names as whole paths, so that the run works from any folder."""
-
-    def whole(name: str) -> str:
-        try:
-            path = Path(name).expanduser()
-            return str(path.resolve()) if path.exists() else name
-        except (OSError, ValueError, RuntimeError):  # no path at all: `locate` says what is wrong
-            return name
-
-    mix = tuple(part.model_copy(update={"name": whole(part.name)}) for part in config.data.mix)
-    data = config.data.model_copy(update={"name": whole(config.data.name), "mix": mix})
-    model = config.model.model_copy(update={"name": whole(config.model.name)})
-    return config.model_copy(update={"data": data, "model": model})
 
 
 class _Tuning:
