@@ -123,7 +123,7 @@ def test_what_the_child_finds_but_is_damaged_is_made_again(config, monkeypatch, 
             return {"folder": str(key(config)), "found": not self.rebuild}
 
     monkeypatch.setattr(prepared, "_Child", Child)
-    monkeypatch.setattr(prepared, "_is_here", lambda name: False)  # as for a Hub id: the child looks
+    monkeypatch.setattr(prepared, "is_on_disk", lambda name: False)  # as for a Hub id: the child looks
     assert parts(begin_corpus(config, 0).result()) == parts(build_corpus(config, 0))
     assert "damaged" in caplog.text
 

@@ -10,8 +10,10 @@ __all__ = ["Pace"]
 log = logging.getLogger(__name__)
 
 # The first steps hold what later ones don't: kernels are loaded, memory is taken, a graph is captured.
-NUM_FIRST_STEPS = 2
+NUM_FIRST_STEPS = 1
 RECENT_STEPS = 20
+# What was expected counts as so many steps at first, and no more once that many recent ones are measured.
+EXPECTED_STEPS = 4
 # Fewer steps follow at once; more only early on, while the learning rate can still take them in.
 MIN_GAIN, EARLY_SHARE = 1.03, 0.5
 
@@ -67,19 +69,23 @@ class Pace:
             return num_steps
         rate = self._rate()
         fitting = self._fitting(step, rate)
-        early = step < EARLY_SHARE * num_steps
+        early = step < EARLY_SHARE * fitting
         if fitting < num_steps or (early and fitting > MIN_GAIN * num_steps):
             return self._changed(max(step, fitting), num_steps, rate)
         return num_steps
 
     def _rate(self) -> float:
-        """Tokens per second of the recent steps, without the very first."""
+        """Tokens per second of the recent steps but the very first, and what was expected, as a few more."""
         first = max(len(self._times) - 1 - RECENT_STEPS, min(NUM_FIRST_STEPS, len(self._times) - 2))
         (step, then), (now_step, now) = self._times[first], self._times[-1]
-        return (self._num_tokens[now_step] - self._num_tokens[step]) / max(1e-9, now - then)
+        num_tokens = self._num_tokens[now_step] - self._num_tokens[step]
+        believed = (
+            num_tokens / (now_step - step) * EXPECTED_STEPS * max(0, 1 - (now_step - step) / RECENT_STEPS)
+        )
+        return (num_tokens + believed) / max(1e-9, now - then + believed / self._expected)
 
     def _fitting(self, step: int, rate: float) -> int:
-        affordable = self._num_tokens[step] + max(0.0, self.end - self._clock()) * rate
+        affordable = self._num_tokens[step] + max(0.0, self.end - self._clock()) * rate + 1e-6
         return bisect.bisect_right(self._num_tokens, affordable) - 1
 
     def _changed(self, fitting: int, num_steps: int, rate: float) -> int:
