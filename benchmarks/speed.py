@@ -232,7 +232,7 @@ def whole(args):
     write(args.out / "whole.json", {"seconds": seconds, "training": training, "scoring": scoring})
     print("| stage | seconds |\n|---|---|")
     stages = {**seconds, **training["seconds"]}
-    stages |= {f"score: {k}": v for k, v in scoring.items()} if isinstance(scoring, dict) else {}
+    stages |= scoring if isinstance(scoring, dict) else {"scoring": scoring}
     for name, value in stages.items():
         print(f"| {name} | {value:.1f} |")
 

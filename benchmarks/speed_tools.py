@@ -223,8 +223,9 @@ class HfTrainer(Tool):
         seconds = time.perf_counter() - start
         shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
         num_tokens = epochs * sum(len(row["input_ids"]) for row in inputs)
-        losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-        return Outcome(seconds, trainer.state.global_step, num_tokens, losses[-1] if losses else math.nan)
+        history = trainer.state.log_history  # its last line has the mean of all steps
+        losses = [line["loss"] for line in history if "loss" in line] or [history[-1]["train_loss"]]
+        return Outcome(seconds, trainer.state.global_step, num_tokens, losses[-1])
 
 
 class GroupedTrainer(HfTrainer):
