@@ -111,9 +111,16 @@ class Ours(Tool):
         base = load_model(find_base(config), self.device)
         self.model = attach_adapter(base, LoraConfig(rank=16, alpha=32), seed=0)
         self.keep_start()
+        self.elementwise = None
+        if self.fast_path and self.job.device != "cpu":  # as `medqa train` does while it waits for questions
+            from medqa.model.elementwise import compile_elementwise
+
+            self.elementwise, reason = compile_elementwise(base.config, self.device)
+            self.notes.append(f"Rotation and activation: {reason}")
 
     def train(self, rows, epochs):
         from medqa.config import TrainConfig
+        from medqa.train.fast import choose_engine
         from medqa.train.loop import train_adapter
 
         fields = {}
@@ -130,7 +137,10 @@ class Ours(Tool):
         self.back_to_start()
         folder = Path(tempfile.mkdtemp())
         start = time.perf_counter()
-        state = train_adapter(self.model, rows, config, self.device, folder, self.notes.append)
+        engine = choose_engine(
+            self.model, rows, config, self.device, self.notes.append, elementwise=self.elementwise
+        )
+        state = train_adapter(self.model, rows, config, self.device, folder, self.notes.append, engine=engine)
         sync(self.job.device)
         seconds = time.perf_counter() - start
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

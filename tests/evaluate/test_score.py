@@ -102,7 +102,7 @@ def test_packed_scores_equal_plain_ones(parts, prompt, batch_tokens, adapted):
 
 def test_a_decoder_that_scores_otherwise_is_not_taken(parts, monkeypatch, caplog):
     model, renderer, device = parts
-    monkeypatch.setattr("medqa.model.decoder.rotate", lambda x, cos, sin: x)
+    monkeypatch.setattr("medqa.model.decoder.rotate", lambda x, *rest: x)
     items = make_items(renderer, EXAMPLES, "medqa")
     assert choose_decoder(model, items, device, max_length_tokens=2000) is None
     assert "Scoring the plain way, slower" in caplog.text

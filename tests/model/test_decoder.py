@@ -225,7 +225,7 @@ def test_a_difference_is_found(breakage, monkeypatch):
     model = tuned(FAMILIES["qwen3"]())
     decoder = PackedDecoder(model)
     if breakage == "rotation":
-        monkeypatch.setattr("medqa.model.decoder.rotate", lambda x, cos, sin: x)
+        monkeypatch.setattr("medqa.model.decoder.rotate", lambda x, *rest: x)
     elif breakage == "_eps":
         decoder._eps = 0.5
     else:

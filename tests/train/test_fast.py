@@ -205,7 +205,7 @@ def test_the_path_is_chosen_with_its_reason(bench, caplog):
 
 
 def test_a_path_that_differs_is_not_taken(bench, monkeypatch):
-    monkeypatch.setattr(decoder_module, "rotate", lambda x, cos, sin: x)
+    monkeypatch.setattr(decoder_module, "rotate", lambda x, *rest: x)
     engine = choose_engine(bench.model(), bench.rows, CONFIG, bench.device, bench.notices.append)
     assert isinstance(engine, PlainEngine)
     assert "the fast one differs from it here (loss off by" in bench.notices[0]

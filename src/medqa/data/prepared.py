@@ -80,6 +80,11 @@ class Pending:
         self._data = data
         self._child = _Child(self._request) if data is None else None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` would not have to wait."""
+        return self._data is not None or (self._child is not None and self._child.is_over)
+
     def result(self) -> TrainingData:
         """Wait for the corpus.
 
@@ -129,6 +134,10 @@ class _Child:
         with contextlib.suppress(BrokenPipeError):  # it broke down at once: its exit code says so
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()  # and not closed: that would end the child
+
+    @property
+    def is_over(self) -> bool:
+        return self._process.poll() is not None
 
     def answer(self) -> dict[str, Any]:
         if self._ended:

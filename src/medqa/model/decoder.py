@@ -15,6 +15,7 @@ import torch.utils.checkpoint
 from torch.nn.functional import embedding, linear, rms_norm
 
 from medqa.model.attention import attend, choose_kernel
+from medqa.model.elementwise import LAUNCHED
 from medqa.model.flat import AdapterPart, FlatAdapter, GroupFactors
 from medqa.model.fused import adapted_linear, rotate, swiglu, weighted_nll
 from medqa.model.packed import PackedBatch
@@ -85,9 +86,11 @@ class PackedDecoder:
     """Runs packed rows through a model and its adapter.
 
     Attributes:
+        config: The model's configuration.
         adapter: The adapter's weights, flat.
         kernel: Which attention runs.
         kernel_reason: Why.
+        elementwise: How rotation and activation run.
         recompute: Whether blocks are computed again in the backward pass, to save memory.
     """
 
@@ -95,6 +98,7 @@ class PackedDecoder:
         """Join the layers of a PeftModel for which `why_not_packed` has nothing to say."""
         causal_lm = model.get_base_model()
         config, decoder = causal_lm.config, causal_lm.get_decoder()
+        self.config = config
         self._embedding_VD = causal_lm.get_input_embeddings().weight
         self._head = causal_lm.get_output_embeddings()
         self._rotary = decoder.rotary_emb
@@ -115,6 +119,7 @@ class PackedDecoder:
         self.kernel, self.kernel_reason = choose_kernel(
             self._embedding_VD.device, self._embedding_VD.dtype, (self._num_heads, self._num_kv_heads, width)
         )
+        self.elementwise = LAUNCHED
         self.recompute = False
 
     def loss(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,10 +173,12 @@ class PackedDecoder:
         )
         if block.norm_q_E is not None and block.norm_k_E is not None:
             q, k = self._normed(q, block.norm_q_E), self._normed(k, block.norm_k_E)
-        mixed = attend(rotate(q, *turn), rotate(k, *turn), v, batch, self.kernel)
+        mixed = attend(
+            rotate(q, *turn, self.elementwise), rotate(k, *turn, self.elementwise), v, batch, self.kernel
+        )
         x_ND = x_ND + block.out(mixed.flatten(1), adapted=adapted)
         both = block.gate_up(self._normed(x_ND, block.norm_mlp_D), adapted=adapted)
-        return x_ND + block.down(swiglu(both), adapted=adapted)
+        return x_ND + block.down(swiglu(both, self.elementwise), adapted=adapted)
 
 
 def _block(layer: Any, names: dict[int, str]) -> _Block:

@@ -11,7 +11,9 @@ C labelled tokens of one chunk.
 from typing import Any
 
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
+
+from medqa.model.elementwise import LAUNCHED, Elementwise
 
 __all__ = ["adapted_linear", "rotate", "swiglu", "weighted_nll"]
 
@@ -63,31 +65,26 @@ def adapted_linear(
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_NHE: torch.Tensor, cos_N1E: torch.Tensor, sin_N1E: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        x_NHE: torch.Tensor,
+        cos_N1E: torch.Tensor,
+        sin_N1E: torch.Tensor,
+        elementwise: Elementwise,
+    ) -> torch.Tensor:
         ctx.save_for_backward(cos_N1E, sin_N1E)
-        return _rotated(x_NHE, cos_N1E, sin_N1E)
+        ctx.elementwise = elementwise
+        return elementwise.rotate(x_NHE, cos_N1E, sin_N1E)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         cos_N1E, sin_N1E = ctx.saved_tensors
-        return _rotated(grads[0], cos_N1E, sin_N1E, back=True), None, None
+        return ctx.elementwise.rotate_back(grads[0], cos_N1E, sin_N1E), None, None, None
 
 
-def _rotated(
-    x_NHE: torch.Tensor, cos_N1E: torch.Tensor, sin_N1E: torch.Tensor, *, back: bool = False
+def rotate(
+    x_NHE: torch.Tensor, cos_N1E: torch.Tensor, sin_N1E: torch.Tensor, elementwise: Elementwise = LAUNCHED
 ) -> torch.Tensor:
-    sign = -1 if back else 1
-    x1, x2 = x_NHE.chunk(2, -1)
-    out_NHE = torch.empty_like(x_NHE, memory_format=torch.contiguous_format)
-    out1, out2 = out_NHE.chunk(2, -1)
-    torch.mul(x1, cos_N1E, out=out1)
-    out1.addcmul_(x2, sin_N1E, value=-sign)
-    torch.mul(x2, cos_N1E, out=out2)
-    out2.addcmul_(x1, sin_N1E, value=sign)
-    return out_NHE
-
-
-def rotate(x_NHE: torch.Tensor, cos_N1E: torch.Tensor, sin_N1E: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x[i], x[i + E/2]) by its angle: rotary position embedding.
 
     Shapes:
@@ -96,29 +93,24 @@ def rotate(x_NHE: torch.Tensor, cos_N1E: torch.Tensor, sin_N1E: torch.Tensor) ->
     Source:
         Su et al. 2021, in the half-split order of Llama's and Qwen's weights.
     """
-    out: torch.Tensor = _Rotate.apply(x_NHE, cos_N1E, sin_N1E)
+    out: torch.Tensor = _Rotate.apply(x_NHE, cos_N1E, sin_N1E, elementwise)
     return out
 
 
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, both_NI: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, both_NI: torch.Tensor, elementwise: Elementwise) -> torch.Tensor:
         ctx.save_for_backward(both_NI)
-        gate_NI, up_NI = both_NI.chunk(2, -1)
-        return silu(gate_NI).mul_(up_NI)
+        ctx.elementwise = elementwise
+        return elementwise.swiglu(both_NI)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        [grad_NI], [both_NI] = grads, ctx.saved_tensors
-        gate_NI, up_NI = both_NI.chunk(2, -1)
-        grad_both_NI = torch.empty_like(both_NI)
-        grad_gate_NI, grad_up_NI = grad_both_NI.chunk(2, -1)
-        torch.ops.aten.silu_backward.grad_input(grad_NI * up_NI, gate_NI, grad_input=grad_gate_NI)
-        torch.mul(silu(gate_NI), grad_NI, out=grad_up_NI)
-        return grad_both_NI
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        [both_NI] = ctx.saved_tensors
+        return ctx.elementwise.swiglu_back(both_NI, grads[0]), None
 
 
-def swiglu(both_NI: torch.Tensor) -> torch.Tensor:
+def swiglu(both_NI: torch.Tensor, elementwise: Elementwise = LAUNCHED) -> torch.Tensor:
     """Compute silu(gate) * up from the two side by side.
 
     Keeps only its input for the backward pass.
@@ -126,7 +118,7 @@ def swiglu(both_NI: torch.Tensor) -> torch.Tensor:
     Shapes:
         both_NI: (N, 2 I); returns (N, I).
     """
-    out: torch.Tensor = _SwiGlu.apply(both_NI)
+    out: torch.Tensor = _SwiGlu.apply(both_NI, elementwise)
     return out
 
 

@@ -12,6 +12,7 @@ from medqa.hardware.device import Device, is_out_of_memory
 from medqa.hardware.graphs import capture, has_graphs
 from medqa.model.batch import TokenisedRow
 from medqa.model.decoder import PackedDecoder, why_not_packed
+from medqa.model.elementwise import LAUNCHED, Elementwise, compile_elementwise
 from medqa.model.packed import PackedBatch, Slots, pack, slots_for
 from medqa.model.parity import check_parity
 from medqa.train.engine import ADAMW_FIELDS, Engine, PlainEngine, StepResult, Tensors
@@ -23,7 +24,10 @@ log = logging.getLogger(__name__)
 
 # A capture costs about as much as four passes, and saves half of each later one.
 MIN_PASSES = 16
-MAX_GRAPH_ERROR = 1e-3
+# Compiling takes ten seconds or so, and saves a sixth: it pays after a minute of training.
+MIN_COMPILED_TOKENS = 3_000_000
+# Twice the same pass differs too: half precision adds up atomically, in another order each time.
+MAX_GRAPH_ERROR = {"fp32": 1e-3, "bf16": 3e-2}
 
 
 def choose_engine(
@@ -32,8 +36,18 @@ def choose_engine(
     config: TrainConfig,
     device: Device,
     notice: Callable[[str], None],
+    elementwise: Elementwise | None = None,
 ) -> Engine:
-    """Take the fast path where it applies and is found equal to the plain one on the user's own rows."""
+    """Take the fast path where it applies and is found equal to the plain one on the user's own rows.
+
+    Args:
+        model: PeftModel whose adapter is trained.
+        rows: Rows to compare the two on.
+        config: How to train.
+        device: Where.
+        notice: Told of anything the user must know.
+        elementwise: Compiled operations, if there are some already.
+    """
     if not config.fast_path:
         log.info("Plain path: set by train.fast_path")
         return PlainEngine(model, config, device)
@@ -42,6 +56,7 @@ def choose_engine(
         log.info("Plain path: %s", reason)
         return PlainEngine(model, config, device)
     decoder = PackedDecoder(model)
+    decoder.elementwise = elementwise or decoder.elementwise
     parity = check_parity(model, decoder, rows, config.answer_weight, device)
     if not parity.equal:
         notice(f"Plain path, slower: the fast one differs from it here ({parity})")
@@ -77,6 +92,7 @@ class PackedEngine:
         self._parameter.grad = self._adapter.grad
         self._optimizer = _adamw(self._parameter, config)
         self._sums = torch.zeros(2, device=device.torch_device)
+        self._model_config, self._tried = decoder.config, False
         self._graphs = has_graphs(device) and decoder.kernel == "varlen"
         self._slots: Slots | None = None
         self._captured: _Captured | None = None
@@ -87,6 +103,14 @@ class PackedEngine:
         passes = [rows for step in steps for rows in _passes(step, rows_a_pass)]
         if self._graphs and not self._decoder.recompute and len(passes) >= MIN_PASSES:
             self._slots = slots_for(passes)
+            self._compile(self._slots.num_tokens * len(passes))
+
+    def _compile(self, num_tokens: int) -> None:
+        """Compile what is elementwise, if it isn't yet and there is so much to do that it pays."""
+        if self._decoder.elementwise is LAUNCHED and num_tokens > MIN_COMPILED_TOKENS and not self._tried:
+            self._tried = True
+            self._decoder.elementwise, reason = compile_elementwise(self._model_config, self._device)
+            log.info("Rotation and activation: %s", reason)
 
     def gradients(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> StepResult:
         """See `Engine`."""
@@ -124,7 +148,9 @@ class PackedEngine:
         try:
             replay = capture(self._device, lambda: self._pass(static))
             error = self._apart(lambda: self._pass(static), replay)
-            reason = "" if error < MAX_GRAPH_ERROR else f"its result is off by {error:.1%}"
+            reason = (
+                "" if error < MAX_GRAPH_ERROR[self._device.precision] else f"its result is off by {error:.1%}"
+            )
         except RuntimeError as exc:
             if is_out_of_memory(exc):
                 raise

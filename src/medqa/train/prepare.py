@@ -12,8 +12,10 @@ from medqa.data.prepared import Pending, TrainingData
 from medqa.errors import DataError, DeviceError
 from medqa.hardware.device import Device, choose_device
 from medqa.hardware.doctor import compare_views, torch_view
+from medqa.hardware.graphs import has_graphs
 from medqa.hardware.probe import probe
 from medqa.model.batch import TokenisedRow, tokenise_rows
+from medqa.model.elementwise import Elementwise, compile_elementwise
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.prompts import PromptRenderer
 from medqa.records import Example
@@ -62,6 +64,7 @@ class Prepared:
         examples: The questions whose prompt is not too long.
         rows: Their tokens, with explanation where there is one.
         model: The base model, loaded.
+        elementwise: Operations that were compiled meanwhile, if there was time.
         seconds: What each part took.
     """
 
@@ -79,12 +82,14 @@ class Prepared:
         self.config = config
         self.seconds: dict[str, float] = {}
         clock = time.monotonic()
+        self.elementwise: Elementwise | None = None
         try:
             self.device: Device = choose_device(config.model)
             self._warn_of_unused_accelerator()
             self.data: TrainingData
             self.data, (self.base, self.renderer, self.model) = _together(
-                lambda: self._timed("wait for questions", questions.result), lambda: self._load(prompt)
+                lambda: self._timed("wait for questions", questions.result),
+                lambda: self._load(prompt, questions),
             )
         finally:
             questions.cancel()
@@ -98,10 +103,19 @@ class Prepared:
         self.seconds[name] = time.monotonic() - clock
         return result
 
-    def _load(self, prompt: dict[str, Any] | None) -> tuple[BaseFiles, PromptRenderer, Any]:
+    def _load(
+        self, prompt: dict[str, Any] | None, questions: Pending
+    ) -> tuple[BaseFiles, PromptRenderer, Any]:
         base = self._timed("find base model", lambda: find_base(self.config.model))
         renderer = load_renderer(base, frozen=prompt)
-        return base, renderer, self._timed("load base model", lambda: load_model(base, self.device))
+        model = self._timed("load base model", lambda: load_model(base, self.device))
+        if not questions.is_done and self.config.train.fast_path and has_graphs(self.device):
+            # It costs nothing while the questions are still being prepared.
+            self.elementwise, reason = self._timed(
+                "compile", lambda: compile_elementwise(model.config, self.device)
+            )
+            log.info("Rotation and activation: %s", reason)
+        return base, renderer, model
 
     def _warn_of_unused_accelerator(self) -> None:
         if self.device.is_cpu and self.config.model.device == "auto":

@@ -135,7 +135,9 @@ class _Tuning:
             self.rows = self._rows(num_rows)
             prepared.refuse_slow_training(config.epochs * sum(map(len, self.rows)))
         self.model = attach_adapter(prepared.model, config.lora, config.seed)
-        self.engine = choose_engine(self.model, prepared.rows, config, prepared.device, self._notice)
+        self.engine = choose_engine(
+            self.model, prepared.rows, config, prepared.device, self._notice, prepared.elementwise
+        )
         if end is not None:
             self.timed = TimedRun(prepared, end)
             self.plan, self.pace = self.timed.plan(self.model, self.engine, self._notice)
