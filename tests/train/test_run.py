@@ -200,10 +200,10 @@ def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     """Send this process a signal in the middle of a step."""
     original = loop._Loop._gradients
 
-    def interrupted(self, rows):
+    def interrupted(self, *rows):
         if self.state.step == step:
             signal.raise_signal(number)
-        return original(self, rows)
+        return original(self, *rows)
 
     monkeypatch.setattr(loop._Loop, "_gradients", interrupted)
 

@@ -81,9 +81,9 @@ def test_an_interrupted_timed_run_goes_on_with_its_plan(settings, tmp_path, monk
     part_planned(monkeypatch, 24, 0.5)
     original = loop._Loop._gradients
 
-    def interrupted(self, rows):
+    def interrupted(self, *rows):
         self.interrupted = self.state.step == 1
-        return original(self, rows)
+        return original(self, *rows)
 
     config = load_recipe("medmcqa", settings)
     with monkeypatch.context() as patch:

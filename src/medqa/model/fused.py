@@ -136,13 +136,14 @@ class _WeightedNll(torch.autograd.Function):
         grad_MD = torch.empty_like(hidden_MD)
         for start in range(0, len(label_M), CHUNK_LABELS):
             part = slice(start, start + CHUNK_LABELS)
-            log_CV = torch.log_softmax(linear(hidden_MD[part], head_VD, bias_V), -1, dtype=torch.float32)
+            logits_CV = linear(hidden_MD[part], head_VD, bias_V)
+            log_CV = torch.log_softmax(logits_CV, -1, dtype=torch.float32)
             label_C1 = label_M[part, None]
             torch.neg(log_CV.gather(1, label_C1)[:, 0], out=nll_M[part])
             # Gradient of the weighted sum by the logits, (softmax - one-hot) * weight, in the same memory.
             log_CV.exp_().scatter_add_(1, label_C1, torch.full_like(label_C1, -1, dtype=torch.float32))
-            log_CV.mul_(weight_M[part, None])
-            torch.mm(log_CV.to(head_VD.dtype), head_VD, out=grad_MD[part])
+            torch.mul(log_CV, weight_M[part, None], out=logits_CV)
+            torch.mm(logits_CV, head_VD, out=grad_MD[part])
         ctx.save_for_backward(grad_MD)
         ctx.mark_non_differentiable(nll_M)
         return (nll_M * weight_M).sum(), nll_M

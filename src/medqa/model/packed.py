@@ -68,20 +68,23 @@ class PackedBatch:
         return [value for value in values if isinstance(value, torch.Tensor)]
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """Copy the tensors to a device, without waiting where it can."""
+        """Copy the tensors to a device, without waiting if they are staged."""
+        return self._replaced([tensor.to(device, non_blocking=True) for tensor in self.tensors()])
+
+    def staged(self, device: torch.device) -> "PackedBatch":
+        """Put the tensors into pinned memory, which a copy needs in order not to hold up the host."""
+        if device.type in ("cpu", "mps"):
+            return self
+        return self._replaced([tensor.pin_memory() for tensor in self.tensors()])
+
+    def _replaced(self, tensors: list[torch.Tensor]) -> "PackedBatch":
         names = [f.name for f in dataclasses.fields(self) if f.name not in ("longest", "bounds")]
-        moved = [self._staged(tensor, device).to(device, non_blocking=True) for tensor in self.tensors()]
-        return dataclasses.replace(self, **dict(zip(names, moved, strict=True)))
+        return dataclasses.replace(self, **dict(zip(names, tensors, strict=True)))
 
     def copy_into(self, static: "PackedBatch") -> None:
         """Overwrite the tensors of a batch of the same shape, which a captured graph reads."""
         for target, source in zip(static.tensors(), self.tensors(), strict=True):
-            target.copy_(self._staged(source, target.device), non_blocking=True)
-
-    @staticmethod
-    def _staged(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Pinned memory is what a copy needs in order not to hold up the host."""
-        return tensor if device.type in ("cpu", "mps") else tensor.pin_memory()
+            target.copy_(source, non_blocking=True)
 
 
 def _round_up(number: int, multiple: int = MULTIPLE) -> int:

@@ -14,7 +14,7 @@ from medqa.errors import ConfigError
 
 __all__ = ["Costs", "Speeds", "TimePlan", "plan_evaluation", "plan_time"]
 
-MAX_EPOCHS = 3
+MAX_EPOCHS = 2
 MIN_EXPLANATION_SHARE = 0.25
 # Of the time that is left once everything is loaded, evaluation takes at most this.
 EVALUATION_SHARE = 0.2

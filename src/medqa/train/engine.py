@@ -44,8 +44,15 @@ class Engine(Protocol):
     decoder: PackedDecoder | None
     """The packed way through the model, if it goes it."""
 
-    def gradients(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> StepResult:
+    def gradients(
+        self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
+    ) -> StepResult:
         """Compute the clipped gradient of the mean loss over the rows.
+
+        Args:
+            rows: Rows of the step.
+            rows_a_pass: Most rows of one forward pass.
+            following: Rows of the step after it, which can be made ready meanwhile.
 
         Raises:
             RuntimeError: If memory runs out; `discard` makes it fit for another try.
@@ -110,7 +117,9 @@ class PlainEngine:
         self._loss = self._accelerator.prepare_model(AnswerLoss(model), device_placement=False)
         self._scaler = device.grad_scaler()
 
-    def gradients(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> StepResult:
+    def gradients(
+        self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
+    ) -> StepResult:
         """See `Engine`."""
         loss_sum = answer_sum = torch.zeros((), device=self._device.torch_device)
         for start in range(0, len(rows), rows_a_pass):

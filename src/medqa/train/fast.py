@@ -96,10 +96,11 @@ class PackedEngine:
         self._graphs = has_graphs(device) and decoder.kernel == "varlen"
         self._slots: Slots | None = None
         self._captured: _Captured | None = None
+        self._ahead: tuple[tuple[int, ...], list[PackedBatch]] | None = None
 
     def expect(self, steps: Sequence[Sequence[TokenisedRow]], rows_a_pass: int) -> None:
         """See `Engine`."""
-        self._slots, self._captured = None, None
+        self._slots, self._captured, self._ahead = None, None, None
         passes = [rows for step in steps for rows in _passes(step, rows_a_pass)]
         if self._graphs and not self._decoder.recompute and len(passes) >= MIN_PASSES:
             self._slots = slots_for(passes)
@@ -112,21 +113,33 @@ class PackedEngine:
             self._decoder.elementwise, reason = compile_elementwise(self._model_config, self._device)
             log.info("Rotation and activation: %s", reason)
 
-    def gradients(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> StepResult:
+    def gradients(
+        self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
+    ) -> StepResult:
         """See `Engine`."""
         self._adapter.grad.zero_()
         self._sums.zero_()
-        for part in _passes(rows, rows_a_pass):
-            self._add(part)
+        for batch in self._packed(rows, rows_a_pass):
+            self._add(batch)
         grad = self._adapter.grad.mul_(self._adapter.factor)
         norm = torch.linalg.vector_norm(grad) / len(rows)
         grad.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) / len(rows))
+        if following:  # while the device computes
+            self._ahead = _key(following), self._packed(following, rows_a_pass)
         loss, answer_nll, norm_value = torch.cat([self._sums, norm[None]]).tolist()
         return StepResult(loss / len(rows), answer_nll / len(rows), norm_value, sum(map(len, rows)))
 
-    def _add(self, rows: Sequence[TokenisedRow]) -> None:
+    def _packed(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> list[PackedBatch]:
+        """Pack a step's passes, if that was not done ahead."""
+        if self._ahead is not None and self._ahead[0] == _key(rows):
+            return self._ahead[1]
+        return [
+            pack(part, self._config.answer_weight, self._slots).staged(self._device.torch_device)
+            for part in _passes(rows, rows_a_pass)
+        ]
+
+    def _add(self, batch: PackedBatch) -> None:
         """Add the rows' summed loss and its gradient."""
-        batch = pack(rows, self._config.answer_weight, self._slots)
         if self._slots is not None and self._captured is None:
             self._capture(batch, self._slots)
         if self._captured is None:
@@ -158,7 +171,7 @@ class PackedEngine:
         self._adapter.grad.copy_(kept[0])
         self._sums.copy_(kept[1])
         if reason:
-            self._slots = None
+            self._slots, self._ahead = None, None
             self._notice(f"Each kernel is launched by itself, slower: a pass can't be a graph here: {reason}")
             return
         self._captured = _Captured(static, replay)
@@ -192,13 +205,13 @@ class PackedEngine:
 
     def discard(self) -> None:
         """See `Engine`."""
-        self._captured = None
+        self._captured, self._ahead = None, None
         self._device.release_memory()
 
     def recompute(self) -> None:
         """See `Engine`."""
         self._decoder.recompute = True
-        self._slots, self._captured = None, None
+        self._slots, self._captured, self._ahead = None, None, None
 
     def tensor_names(self) -> list[str]:
         """See `Engine`."""
@@ -241,6 +254,10 @@ class PackedEngine:
         """See `Engine`."""
         self._captured = None
         self._adapter.store()
+
+
+def _key(rows: Sequence[TokenisedRow]) -> tuple[int, ...]:
+    return tuple(map(id, rows))
 
 
 def _passes(rows: Sequence[TokenisedRow], rows_a_pass: int) -> list[list[TokenisedRow]]:

@@ -189,8 +189,8 @@ class _Loop:
     def _step(self) -> dict[str, Any]:
         start = time.perf_counter()
         rate = learning_rate(self.state.step, self.state.num_steps, self.config)
-        rows = [self.rows[index] for index in self.steps[self.state.step]]
-        result = self._gradients(rows)
+        rows, following = (self._rows(step) for step in (self.state.step, self.state.step + 1))
+        result = self._gradients(rows, following)
         if not math.isfinite(result.loss) or not math.isfinite(result.grad_norm):
             self._skip_or_stop(result)
         self.engine.update(rate)
@@ -209,11 +209,14 @@ class _Loop:
             "seconds": round(self.state.seconds, 3),
         }
 
-    def _gradients(self, rows: list[TokenisedRow]) -> StepResult:
+    def _rows(self, step: int) -> list[TokenisedRow]:
+        return [self.rows[index] for index in self.steps[step]] if step < self.state.num_steps else []
+
+    def _gradients(self, rows: list[TokenisedRow], following: list[TokenisedRow]) -> StepResult:
         """Compute the gradient of the mean loss over the rows; halve the pass if memory is short."""
         while True:
             try:
-                return self.engine.gradients(rows, self.state.micro_batch_size)
+                return self.engine.gradients(rows, self.state.micro_batch_size, following)
             except RuntimeError as exc:
                 if not is_out_of_memory(exc):
                     raise
