@@ -2,8 +2,8 @@
 
 usage: python benchmarks/scoring.py RUN [--set data.name=DIR] [--repeats 3] [--plain]
 
-Times scoring alone, and with tokenising, on all evaluation questions of a finished run, after a warm-up. Prints
-a Markdown table.
+Times scoring alone, and with tokenising, on all evaluation questions of a finished run, after a warm-up.
+Prints a Markdown table.
 """
 
 import argparse
