@@ -8,10 +8,10 @@ out=${OUT:-$work/out}
 mkdir -p "$work" "$out"
 export PYTHONPATH=src:benchmarks:${PYTHONPATH:-} PYTHONUNBUFFERED=1 MEDQA_HOME=$work/home
 run=$work/run
-start=$(date +%s.%N)
+SECONDS=0
 python3 -m medqa train --minutes "$minutes" --set model.name="$model" --set data.name="$data" --out "$run" "$@" \
   > "$out/train.log" 2>&1
-echo "exit code $?, whole wall time $(echo "$(date +%s.%N) - $start" | bc) s" | tee -a "$out/train.log"
+echo "exit code $?, whole wall time $SECONDS s" | tee -a "$out/train.log"
 grep -v "^Training: \|^Scoring: " "$out/train.log" | head -60
 cp "$run"/run.json "$run"/report*.json "$run"/metrics.jsonl "$run"/loss.png "$out/" 2>/dev/null
 timeout 100 python3 benchmarks/scoring.py "$run" 2>&1 | tee "$out/scoring.log" | grep -v "^Scoring"
