@@ -7,6 +7,7 @@ import pytest
 from medqa.errors import ConfigError
 from medqa.train.budget import (
     EVALUATION_SHARE,
+    MAX_EPOCHS,
     MIN_EXPLANATION_SHARE,
     Costs,
     Speeds,
@@ -39,7 +40,7 @@ def test_what_is_planned_fits_and_the_time_is_used(seconds, speed):
     plan = plan_time(seconds, COSTS, speeds, batch_size=8)
     assert plan.training_s + plan.evaluation_s + speeds.save_s < seconds
     affordable = plan.training_s * speed
-    assert tokens_of(plan) * plan.epochs >= min(0.99 * affordable, 2.99 * 12_000_000)
+    assert tokens_of(plan) * plan.epochs >= min(0.99 * affordable, 0.99 * MAX_EPOCHS * 12_000_000)
     if plan.epochs == 1:
         assert tokens_of(plan) <= affordable
     assert plan.evaluation_s <= EVALUATION_SHARE * seconds
@@ -54,7 +55,7 @@ def test_rows_come_before_explanations_and_both_before_repeats():
     for plan in plans:
         assert plan.explanation_share == MIN_EXPLANATION_SHARE or plan.num_rows == COSTS.num_rows
         assert plan.epochs == 1 or plan.explanation_share == 1
-    assert plans[-1].epochs == 3
+    assert plans[-1].epochs == MAX_EPOCHS
 
 
 def test_the_plan_says_why():
@@ -88,7 +89,7 @@ def test_too_little_time_is_an_error_that_says_how_much_more():
 def test_few_rows_need_no_more_than_there_are():
     few = Costs(500, 500, 5, 2_000, 0, 20)
     plan = plan_time(30, few, SPEEDS, 8)
-    assert (plan.num_rows, plan.epochs, plan.explanation_share) == (5, 3, 1.0)
+    assert (plan.num_rows, plan.epochs, plan.explanation_share) == (5, MAX_EPOCHS, 1.0)
 
 
 def test_a_larger_share_explains_the_same_rows_and_more():

@@ -65,7 +65,7 @@ class Pace:
         self._times.append((step, self._clock()))
         if step < num_steps and self._times[-1][1] >= self.end:
             return self._changed(step, num_steps, self._rate())
-        if len(self._times) <= NUM_FIRST_STEPS or step >= num_steps:
+        if len(self._times) <= NUM_FIRST_STEPS + 1 or step >= num_steps:
             return num_steps
         rate = self._rate()
         fitting = self._fitting(step, rate)

@@ -29,6 +29,7 @@ T = TypeVar("T")
 # Measured: 131e9 on two cores with AVX2. A server has ten times as much, still too little for days of work.
 CPU_OPERATIONS_PER_S = 1e11
 MAX_CPU_HOURS = 2.0
+MIN_COMPILED_ROWS = 16_000
 
 
 def _together(*works: Callable[[], Any]) -> list[Any]:
@@ -109,13 +110,18 @@ class Prepared:
         base = self._timed("find base model", lambda: find_base(self.config.model))
         renderer = load_renderer(base, frozen=prompt)
         model = self._timed("load base model", lambda: load_model(base, self.device))
-        if not questions.is_done and self.config.train.fast_path and has_graphs(self.device):
-            # It costs nothing while the questions are still being prepared.
+        if not questions.is_done and self._may_be_long() and has_graphs(self.device):
+            # Most of it is over before the questions are prepared.
             self.elementwise, reason = self._timed(
                 "compile", lambda: compile_elementwise(model.config, self.device)
             )
             log.info("Rotation and activation: %s", reason)
         return base, renderer, model
+
+    def _may_be_long(self) -> bool:
+        """Tell whether there may be so much to train on that compiling pays; how much is not known yet."""
+        most = self.config.data.max_train_rows
+        return self.config.train.fast_path and (most is None or most >= MIN_COMPILED_ROWS)
 
     def _warn_of_unused_accelerator(self) -> None:
         if self.device.is_cpu and self.config.model.device == "auto":
