@@ -38,7 +38,7 @@ __all__ = [
     "provenance",
 ]
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 
 _PACKAGES = (
     "torch",
@@ -52,7 +52,7 @@ _PACKAGES = (
 
 
 def home() -> Path:
-    """Return the folder for converted built-in models: MEDQA_HOME, else the user's cache folder."""
+    """Return the folder for converted models and kept corpora: MEDQA_HOME, else the user's cache folder."""
     return Path(os.environ.get("MEDQA_HOME") or platformdirs.user_cache_path("medqa")).expanduser()
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from medqa.config import DataConfig, MixConfig
 from medqa.data.build import audit_training, build_corpus, evaluation_set
-from medqa.data.draw import examples_hash
+from medqa.data.draw import examples_hash, stratified_rows
 from medqa.data.folder import write_corpus
 from medqa.errors import ConfigError, DataError
 from medqa.records import Example
@@ -161,3 +161,19 @@ def test_evaluation_and_training_need_keys(tmp_path):
         evaluation_set(DataConfig(name=str(tmp_path), eval_split="test"), 0)
     with pytest.raises(DataError, match="no question has a key"):
         build_corpus(DataConfig(name=str(tmp_path), train_split="test"), 0)
+
+
+def test_a_stratified_draw_holds_every_subject_and_does_not_hang_on_the_order():
+    examples = [
+        dataclasses.replace(e, subject="large" if number % 10 else "small")
+        for number, e in enumerate(make_examples(200))
+    ]
+    rows = stratified_rows(examples, 50, seed=0)
+    assert rows == sorted(set(rows))
+    assert len(rows) == 50
+    assert sum(examples[row].subject == "small" for row in rows) == 5
+    turned = stratified_rows(examples[::-1], 50, seed=0)
+    assert {199 - row for row in turned} == set(rows)
+    assert stratified_rows(examples, 50, seed=1) != rows
+    assert set(stratified_rows(examples, 20, seed=0)) < set(rows)
+    assert stratified_rows(examples, None, seed=0) == list(range(200))

@@ -320,8 +320,8 @@ def test_another_base_model_is_refused(finished_run, tmp_path):
         ("{", "can't be read"),
         ("[]", "expected an object"),
         ('{"version": 99}', "version 99"),
-        ('{"version": 1, "status": "running", "notices": [], "config": {}}', "half written"),
-        ('{"version": 1, "status": "complete", "notices": [], "config": {}}', "is damaged"),
+        ('{"version": 2, "status": "running", "notices": [], "config": {}}', "half written"),
+        ('{"version": 2, "status": "complete", "notices": [], "config": {}}', "is damaged"),
     ],
 )
 def test_broken_run_folders(tmp_path, content, message):

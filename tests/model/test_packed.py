@@ -44,8 +44,10 @@ def test_slots_fit_each_of_the_batches():
     assert slots.num_tokens % 64 == slots.num_labels % 64 == 0
     shapes = {tuple(t.shape for t in pack(rows, 0.5, slots).tensors()) for rows in batches}
     assert len(shapes) == 1
-    with pytest.raises(ValueError, match="do not fit"):
-        pack(ROWS * 20, 0.5, slots)
+    long = [row_of([1] * (slots.longest + 1), 2)]
+    for rows in (ROWS * 20, long):  # a longer row would be attended to in part
+        with pytest.raises(ValueError, match="do not fit"):
+            pack(rows, 0.5, slots)
 
 
 def test_spans_give_their_places():

@@ -295,6 +295,42 @@ def test_memory_that_runs_out_in_the_optimizer_is_an_error_too(settings, tmp_pat
         train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_adapted_embedding_takes_the_plain_path(settings, tmp_path):
+    targets = "train.lora.targets=[embed_tokens, q_proj]"
+    run = train(load_recipe("medmcqa", [*settings, targets]), tmp_path / "run", "x")
+    assert run.record["training"]["path"] == {"path": "plain", "reason": "the adapter is of a special kind"}
+
+
+def test_a_fast_path_that_cannot_run_is_told_and_left(settings, tmp_path, monkeypatch):
+    def missing(*args):
+        raise NotImplementedError("aten::silu_backward is not there\nand more")
+
+    monkeypatch.setattr("medqa.model.decoder.swiglu", missing)
+    run = train(load_recipe("medmcqa", settings), tmp_path / "run", "x")
+    assert run.record["training"]["path"]["path"] == "plain"
+    assert run.record["notices"] == [
+        "Plain path, slower: the fast one does not run here: aten::silu_backward is not there"
+    ]
+
+
+def test_what_turns_up_while_it_trains_is_kept(settings, tmp_path, monkeypatch):
+    from medqa.model import decoder as decoder_module
+
+    def refuse(device, work):
+        raise RuntimeError("not now")
+
+    monkeypatch.setattr(fast, "has_graphs", lambda device: True)
+    monkeypatch.setattr(fast, "capture", refuse)
+    monkeypatch.setattr(fast, "MIN_PASSES", 1)
+    original = decoder_module.attend
+    monkeypatch.setattr(decoder_module, "choose_kernel", lambda *args: ("varlen", "tests"))
+    monkeypatch.setattr(decoder_module, "attend", lambda *args: original(*args[:-1], "row by row"))
+    run = train(load_recipe("medmcqa", settings), tmp_path / "run", "x")
+    assert run.record["notices"][-1].endswith("a pass can't be a graph here: not now")
+    assert run.record["training"]["path"]["graph"] == "not now"
+
+
 def test_the_head_cannot_be_adapted(settings, tmp_path):
     with pytest.raises(ModelError, match="adapts the head"):
         train(load_recipe("medmcqa", [*settings, "train.lora.targets=[lm_head]"]), tmp_path / "run", "x")

@@ -51,13 +51,15 @@ def test_what_the_time_decides_cannot_be_set(setting):
         refuse_planned([setting])
 
 
-def part_planned(monkeypatch, num_rows, share):
-    """Plan as if all rows did not fit."""
+def part_planned(monkeypatch, num_rows, share, num_steps=None):
+    """Plan as if not all rows, or steps, did fit."""
     original = TimedRun.plan
 
     def plan(self, *args):
         made, pace = original(self, *args)
         changes = {"num_rows": num_rows, "explanation_share": share, "epochs": 1}
+        if num_steps:
+            monkeypatch.setattr(pace, "_fitting", lambda step, rate: num_steps)
         return type(made)(**{**made.record(), **changes, "reasons": made.reasons}), pace
 
     monkeypatch.setattr(TimedRun, "plan", plan)
@@ -75,14 +77,19 @@ def test_a_part_of_the_rows_holds_every_subject_and_its_share_of_explanations(
     assert 0.6 < num_tokens[0] / num_tokens[1] < 0.95  # half of the explanations are gone
 
 
-def test_an_interrupted_timed_run_goes_on_with_its_plan(settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("saved", [True, False], ids=["with a checkpoint", "killed before one"])
+def test_an_interrupted_timed_run_goes_on_with_its_plan(settings, tmp_path, monkeypatch, saved):
     from medqa.train import loop
 
-    part_planned(monkeypatch, 24, 0.5)
+    part_planned(monkeypatch, 24, 0.5, num_steps=2)  # three would do all rows
+    monkeypatch.setattr("medqa.train.prepare.CPU_OPERATIONS_PER_S", 1e3)  # no reason to refuse what was begun
+    whole = train(load_recipe("medmcqa", settings), tmp_path / "whole", "x", end=time.monotonic() + 60)
     original = loop._Loop._gradients
 
     def interrupted(self, *rows):
-        self.interrupted = self.state.step == 1
+        if not saved:
+            raise KeyboardInterrupt
+        self.interrupted = True
         return original(self, *rows)
 
     config = load_recipe("medmcqa", settings)
@@ -92,4 +99,22 @@ def test_an_interrupted_timed_run_goes_on_with_its_plan(settings, tmp_path, monk
             train(config, tmp_path / "run", "medmcqa", end=time.monotonic() + 60)
     run = resume(tmp_path / "run")
     assert run.record["training"]["num_rows"] == 24
-    assert run.record["training"]["num_steps"] == 3
+    assert run.record["training"]["num_steps"] == whole.record["training"]["num_steps"] == 2
+    losses = [
+        [json.loads(line)["loss"] for line in (r.path / "metrics.jsonl").read_text().splitlines()]
+        for r in (run, whole)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_time_that_is_over_before_the_first_step_still_gives_a_run(settings, tmp_path, monkeypatch):
+    part_planned(monkeypatch, 24, 1.0)
+    monkeypatch.setattr("medqa.train.pace.Pace._fitting", lambda self, step, rate: step)
+    run = train(load_recipe("medmcqa", settings), tmp_path / "run", "x", end=time.monotonic() + 60)
+    assert run.record["training"]["num_steps"] == 1
+
+
+def test_what_a_recipe_says_and_the_time_overrides_is_told(settings, tmp_path):
+    config = load_recipe("medmcqa", [*settings, "train.epochs=7"])
+    run = train(config, tmp_path / "run", "x", end=time.monotonic() + 60)
+    assert any("The time decides train.epochs" in text for text in run.record["notices"])

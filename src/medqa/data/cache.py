@@ -83,10 +83,11 @@ def load(path: Path) -> TrainingData | None:
                 raise DataError(f"{name} is not what was written")
         data = read_corpus(path)
         notices: list[Notice] = [(name, level, text) for name, level, text in entry["notices"]]
-        os.utime(path / _ENTRY)  # used now
     except (DataError, RunError, OSError, KeyError, TypeError, ValueError, AttributeError) as exc:
         log.warning("The kept questions in %s are damaged (%s); they are made again", path, exc)
         return None
+    with contextlib.suppress(OSError):  # a cache that can only be read is as good
+        os.utime(path / _ENTRY)  # used now
     tell(notices)
     return data
 
@@ -115,6 +116,8 @@ def store(corpus: Corpus, notices: Sequence[Notice], path: Path) -> None:
             write_json(beside / _ENTRY, {"sha256": sha256, "notices": list(notices)})
         _clear_up(path.parent)
     except OSError as exc:
+        if is_there(path):  # another run was faster with the same
+            return
         raise DataError(f"{path} can't be written: {exc}", "MEDQA_HOME names another folder") from exc
 
 

@@ -12,7 +12,16 @@ from typing import Any
 from medqa.data.markers import is_anchored, names_letters
 from medqa.records import Example
 
-__all__ = ["draw_hash", "examples_hash", "plain_values", "reordered", "sample", "shuffled", "weighted"]
+__all__ = [
+    "draw_hash",
+    "examples_hash",
+    "plain_values",
+    "reordered",
+    "sample",
+    "shuffled",
+    "stratified_rows",
+    "weighted",
+]
 
 _FIELDS = [field.name for field in dataclasses.fields(Example)]
 _ENCODE = json.JSONEncoder(sort_keys=True).encode

@@ -115,6 +115,16 @@ class Pending:
         return _kept(path) if answer["found"] else load(path)
 
 
+def _kill_group(leader: int) -> None:
+    """End a process and those that it started; 0 is this one. Windows has no groups, and forks no workers."""
+    if sys.platform != "win32":
+        os.killpg(leader, signal.SIGKILL)
+    elif leader:
+        os.kill(leader, signal.SIGTERM)  # ends it at once there
+    else:
+        os._exit(1)
+
+
 class _Child:
     """A process that builds a corpus into the cache."""
 
@@ -166,7 +176,7 @@ class _Child:
             return
         self._ended = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            _kill_group(self._process.pid)
         self._process.wait()
         self._answer.close()
         with contextlib.suppress(OSError):
@@ -199,7 +209,7 @@ def _read_request() -> dict[str, Any]:
 def _end_with_the_parent() -> None:
     while os.read(0, 1 << 16):
         pass
-    os.killpg(0, signal.SIGKILL)
+    _kill_group(0)
 
 
 def _prepare(request: dict[str, Any], notices: list[Notice]) -> dict[str, Any]:

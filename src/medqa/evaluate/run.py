@@ -158,7 +158,7 @@ def _predict(
     with track("Scoring", 2 * len(prompts) * len(questions.examples)) as task:
         for prompt in prompts:
             items = make_items(tuned.renderer, questions.examples, prompt)
-            if decoder is None and prompt == "medqa":
+            if decoder is None and prompt == "medqa" and tuned.run.config.train.fast_path:
                 decoder = choose_decoder(
                     tuned.model, items, tuned.device, max_length_tokens=tuned.base.max_length_tokens
                 )

@@ -150,32 +150,46 @@ def choose_decoder(
     if reason is not None:
         log.info("Scoring the plain way: %s", reason)
         return None
-    decoder = PackedDecoder(model)
     some = sorted(items, key=lambda item: len(item.prefix))[:: max(1, len(items) // NUM_COMPARED)]
-    ways: list[list[Prediction]] = [
-        score_items(
-            model,
-            some,
-            device,
-            max_length_tokens=max_length_tokens,
-            batch_tokens=default_batch_tokens(device),
-            decoder=way,
+    try:
+        decoder = PackedDecoder(model)
+        error = max(
+            _apart(model, some, device, max_length_tokens, decoder, adapted) for adapted in (True, False)
         )
-        for way in (None, decoder)
-    ]
-    error = max(
-        (
-            abs(a - b)
-            for p, q in zip(*ways, strict=True)
-            for a, b in zip(p.log_likelihoods, q.log_likelihoods, strict=True)
-        ),
-        default=0.0,
-    )
+    except RuntimeError as exc:
+        log.warning(
+            "Scoring the plain way, slower: the fast one does not run here: %s", str(exc).splitlines()[0]
+        )
+        return None
     if not error < MAX_ERROR[device.precision]:
         log.warning("Scoring the plain way, slower: the fast one differs by %.2g nats here", error)
         return None
     log.info("Scoring packed rows: equals the plain way on %d questions (off by %.0e nats)", len(some), error)
     return decoder
+
+
+def _apart(
+    model: Any,
+    items: Sequence[Item],
+    device: Device,
+    max_length_tokens: int,
+    decoder: PackedDecoder,
+    adapted: bool,
+) -> float:
+    """Score some questions both ways; the largest difference, infinite if none could be scored."""
+    ways: list[list[float]] = []
+    for way in (None, decoder):
+        predictions = score_items(
+            model,
+            items,
+            device,
+            max_length_tokens=max_length_tokens,
+            batch_tokens=default_batch_tokens(device),
+            adapted=adapted,
+            decoder=way,
+        )
+        ways.append([value for prediction in predictions for value in prediction.log_likelihoods])
+    return max((abs(a - b) for a, b in zip(*ways, strict=True)), default=math.inf)
 
 
 def _num_rows(item: Item) -> int:
@@ -208,7 +222,7 @@ def _score(
     else:
         rows = [item.prefix + letter for item in items for letter in item.letters]
         spans = [(len(i.prefix) - 1, len(i.prefix) + len(letter) - 1) for i in items for letter in i.letters]
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode, for which compiled operations would be compiled again
         hidden_MD = _hidden(model, rows, spans, device, decoder, adapted)
         logs_MV = head_logits(model.get_base_model(), hidden_MD).log_softmax(-1)
         scores = (_letters_of_one_token if single else _letters_of_several)(logs_MV, items)

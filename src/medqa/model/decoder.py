@@ -20,7 +20,7 @@ from medqa.model.flat import AdapterPart, FlatAdapter, GroupFactors
 from medqa.model.fused import adapted_linear, rotate, swiglu, weighted_nll
 from medqa.model.packed import PackedBatch
 
-__all__ = ["PackedDecoder", "why_not_packed"]
+__all__ = ["FAMILIES", "PackedDecoder", "why_not_packed"]
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -61,6 +61,8 @@ def why_not_packed(model: Any) -> str | None:
     """Say what keeps a PeftModel from being run packed; None if nothing does."""
     config = model.config
     [lora] = model.peft_config.values()
+    factors = [name for name, _ in model.named_parameters() if "lora_" in name]
+    known = all(name.endswith(("lora_A.default.weight", "lora_B.default.weight")) for name in factors)
     rope = getattr(config, "rope_parameters", None) or {}
     reasons = {
         f"blocks of {config.model_type} are not known": config.model_type not in FAMILIES,
@@ -72,7 +74,8 @@ def why_not_packed(model: Any) -> str | None:
         not in ROPE_TYPES,
         "dropout": bool(lora.lora_dropout or getattr(config, "attention_dropout", 0)),
         "the adapter is of a special kind": bool(
-            lora.use_dora
+            not (factors and known)
+            or lora.use_dora
             or lora.use_rslora
             or lora.rank_pattern
             or lora.alpha_pattern

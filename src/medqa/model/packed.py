@@ -69,7 +69,9 @@ class PackedBatch:
 
     def to(self, device: torch.device) -> "PackedBatch":
         """Copy the tensors to a device, without waiting if they are staged."""
-        return self._replaced([tensor.to(device, non_blocking=True) for tensor in self.tensors()])
+        return self._replaced(
+            [tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in self.tensors()]
+        )
 
     def staged(self, device: torch.device) -> "PackedBatch":
         """Put the tensors into pinned memory, which a copy needs in order not to hold up the host."""
@@ -84,7 +86,7 @@ class PackedBatch:
     def copy_into(self, static: "PackedBatch") -> None:
         """Overwrite the tensors of a batch of the same shape, which a captured graph reads."""
         for target, source in zip(static.tensors(), self.tensors(), strict=True):
-            target.copy_(source, non_blocking=True)
+            target.copy_(source, non_blocking=source.is_pinned())
 
 
 def _round_up(number: int, multiple: int = MULTIPLE) -> int:
@@ -142,7 +144,7 @@ def _filled(
     fillers = [min(slots.longest, left - used) for used in range(0, left, slots.longest)]
     empty = slots.num_rows - len(lengths) - len(fillers)
     missing = slots.num_labels - len(parts[1])
-    if left < 0 or empty < 0 or missing < 0:
+    if left < 0 or empty < 0 or missing < 0 or max(lengths) > slots.longest:
         raise ValueError(f"{len(lengths)} rows of {sum(lengths)} tokens do not fit into {slots}")
     widths = [left, *[missing] * (len(parts) - 1)]
     return (

@@ -7,12 +7,13 @@ but for a share without which the model would not learn to explain.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from medqa.errors import ConfigError
 
-__all__ = ["Costs", "Speeds", "TimePlan", "plan_evaluation", "plan_time"]
+__all__ = ["Costs", "Speeds", "TimePlan", "explained_rows", "plan_evaluation", "plan_time"]
 
 MAX_EPOCHS = 2
 MIN_EXPLANATION_SHARE = 0.25
@@ -125,10 +126,11 @@ def plan_time(seconds: float, costs: Costs, speeds: Speeds, batch_size: int) -> 
     least = MIN_STEPS * batch_size * costs.short_tokens / costs.num_rows
     if tokens < min(least, costs.short_tokens):
         missing = (min(least, costs.short_tokens) - tokens) / speeds.train_tokens_per_s
+        missing /= (1 - MARGIN_SHARE) * (1 - EVALUATION_SHARE)
         raise ConfigError(
             f"--minutes: {MIN_STEPS} steps of {batch_size} rows and {num_questions} questions to measure on "
             f"don't fit into the {max(0.0, seconds):.0f} s that are left after loading",
-            f"give {missing / 60:.1f} minutes more, or a smaller train.batch_size",
+            f"give {math.ceil(missing / 6) / 10:.1f} minutes more, or a smaller train.batch_size",
         )
     num_rows, epochs, share, reason = _spend(tokens, costs)
     measured = "both prompts" if lm_eval else "our own prompt"

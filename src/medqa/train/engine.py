@@ -43,6 +43,8 @@ class Engine(Protocol):
     """Whether it wants batches of like size in tokens, rather than of rows of like length."""
     decoder: PackedDecoder | None
     """The packed way through the model, if it goes it."""
+    record: dict[str, str]
+    """Which way it goes and why, for run.json."""
 
     def gradients(
         self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
@@ -103,8 +105,18 @@ class PlainEngine:
     balanced: bool = False
     decoder: PackedDecoder | None = None
 
-    def __init__(self, model: Any, config: TrainConfig, device: Device) -> None:
+    def __init__(self, model: Any, config: TrainConfig, device: Device, reason: str = "") -> None:
+        """Make the optimizer.
+
+        Args:
+            model: PeftModel whose adapter is trained.
+            config: How to train.
+            device: Where.
+            reason: Why not the fast way, for the record.
+        """
         from accelerate import Accelerator
+
+        self.record: dict[str, str] = {"path": "plain", "reason": reason}
 
         self._model, self._config, self._device = model, config, device
         self._optimizer = torch.optim.AdamW(

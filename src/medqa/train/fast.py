@@ -50,20 +50,27 @@ def choose_engine(
     """
     if not config.fast_path:
         log.info("Plain path: set by train.fast_path")
-        return PlainEngine(model, config, device)
+        return PlainEngine(model, config, device, "set by train.fast_path")
     reason = "fp16 needs a loss scaler" if device.precision == "fp16" else why_not_packed(model)
     if reason is not None:
         log.info("Plain path: %s", reason)
-        return PlainEngine(model, config, device)
-    decoder = PackedDecoder(model)
-    decoder.elementwise = elementwise or decoder.elementwise
-    parity = check_parity(model, decoder, rows, config.answer_weight, device)
-    if not parity.equal:
-        notice(f"Plain path, slower: the fast one differs from it here ({parity})")
-        return PlainEngine(model, config, device)
+        return PlainEngine(model, config, device, reason)
+    try:
+        decoder = PackedDecoder(model)
+        decoder.elementwise = elementwise or decoder.elementwise
+        parity = check_parity(model, decoder, rows, config.answer_weight, device)
+        reason = None if parity.equal else f"the fast one differs from it here ({parity})"
+    except RuntimeError as exc:  # an operation that is missing, or too little memory
+        reason = f"the fast one does not run here: {str(exc).splitlines()[0]}"
+    if reason is not None:
+        device.release_memory()
+        notice(f"Plain path, slower: {reason}")
+        return PlainEngine(model, config, device, reason)
     log.info("Fast path: equals the plain one on your own rows (%s)", parity)
     log.info("Attention: %s (%s)", decoder.kernel, decoder.kernel_reason)
-    return PackedEngine(decoder, config, device, notice)
+    engine = PackedEngine(decoder, config, device, notice)
+    engine.record |= {"parity": str(parity), "attention": f"{decoder.kernel}: {decoder.kernel_reason}"}
+    return engine
 
 
 @dataclasses.dataclass
@@ -87,6 +94,7 @@ class PackedEngine:
         self.decoder: PackedDecoder | None = decoder
         self._decoder, self._config, self._device = decoder, config, device
         self._notice = notice
+        self.record: dict[str, str] = {"path": "fast"}
         self._adapter = decoder.adapter
         self._parameter = torch.nn.Parameter(self._adapter.weights)
         self._parameter.grad = self._adapter.grad
@@ -112,6 +120,7 @@ class PackedEngine:
             self._tried = True
             self._decoder.elementwise, reason = compile_elementwise(self._model_config, self._device)
             log.info("Rotation and activation: %s", reason)
+            self.record["elementwise"] = reason
 
     def gradients(
         self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
@@ -170,6 +179,7 @@ class PackedEngine:
             reason = str(exc).splitlines()[0]
         self._adapter.grad.copy_(kept[0])
         self._sums.copy_(kept[1])
+        self.record["graph"] = reason or f"{slots.num_tokens:,} tokens a pass, replay off by {error:.0e}"
         if reason:
             self._slots, self._ahead = None, None
             self._notice(f"Each kernel is launched by itself, slower: a pass can't be a graph here: {reason}")
@@ -205,7 +215,7 @@ class PackedEngine:
 
     def discard(self) -> None:
         """See `Engine`."""
-        self._captured, self._ahead = None, None
+        self._slots, self._captured, self._ahead = None, None, None
         self._device.release_memory()
 
     def recompute(self) -> None:

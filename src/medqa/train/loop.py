@@ -43,6 +43,7 @@ def train_adapter(
     *,
     engine: Engine | None = None,
     pace: Pace | None = None,
+    num_steps: int | None = None,
 ) -> TrainState:
     """Train the adapter of a PeftModel on the rows, in place.
 
@@ -57,13 +58,14 @@ def train_adapter(
         folder: Run folder.
         notice: Told of anything the user must know, such as a halved batch.
         engine: What computes the steps; chosen if not given.
+        num_steps: End after so many steps; all are done if not given.
         pace: Cuts or adds steps so that training ends in time; all steps are done if not given.
 
     Raises:
         TrainingError: If the loss is not finite, or memory runs out at one row.
     """
     engine = engine or choose_engine(model, rows, config, device, notice)
-    return _Loop(model, rows, config, device, folder, notice, engine, pace).run()
+    return _Loop(model, rows, config, device, folder, notice, engine, pace, num_steps).run()
 
 
 def plan_passes(
@@ -89,7 +91,9 @@ class _Loop:
         notice: Callable[[str], None],
         engine: Engine,
         pace: Pace | None,
+        num_steps: int | None,
     ) -> None:
+        self.num_steps = num_steps
         self.model, self.rows, self.config, self.device = model, rows, config, device
         self.folder, self.notice, self.engine, self.pace = folder, notice, engine, pace
         self.interrupted = False
@@ -133,7 +137,7 @@ class _Loop:
             self.state = load_checkpoint(path, self.engine, self.device.torch_device)
             self.engine.load_scaler(self.state.scaler)
         self.steps = plan_steps([len(row) for row in self.rows], self.config, balanced=self.state.balanced)
-        self.state.num_steps = self.state.num_steps or len(self.steps)
+        self.state.num_steps = self.state.num_steps or self.num_steps or len(self.steps)
         if path is not None:
             log.info("Going on after step %d of %d", self.state.step, self.state.num_steps)
         if self.state.recompute:
@@ -142,10 +146,9 @@ class _Loop:
         self._trim_metrics()
 
     def _expect(self) -> None:
-        steps = self.steps[self.state.step : self.state.num_steps]
-        self.engine.expect(
-            [[self.rows[index] for index in step] for step in steps], self.state.micro_batch_size
-        )
+        # All steps, done or not: a run that goes on computes in the shapes that it began with.
+        steps = [[self.rows[index] for index in step] for step in self.steps]
+        self.engine.expect(steps, self.state.micro_batch_size)
 
     def _run(self) -> TrainState:
         self._begin()

@@ -23,17 +23,25 @@ class Pace:
 
     Attributes:
         changes: What was changed, and when, for the record.
+        tell: Told how many steps there will be.
     """
 
-    def __init__(self, end: float, tokens_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        end: float,
+        tokens_per_s: float,
+        tell: Callable[[int], None] = lambda num_steps: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Set the time.
 
         Args:
             end: When the last step must be done, on the clock.
             tokens_per_s: What to expect until steps have been measured.
+            tell: Told how many steps there will be, at first and when that changes.
             clock: Seconds that only rise.
         """
-        self.end, self._expected, self._clock = end, tokens_per_s, clock
+        self.end, self._expected, self._clock, self.tell = end, tokens_per_s, clock, tell
         self.changes: list[str] = []
         self._num_tokens: Sequence[int] = ()
         self._times: list[tuple[int, float]] = []
@@ -50,7 +58,10 @@ class Pace:
         """
         self._num_tokens = num_tokens
         self._times = [(step, self._clock())]
-        return max(step, self._fitting(step, self._expected))
+        # At least one step: a run without any would be none.
+        num_steps = max(min(step + 1, len(num_tokens) - 1), self._fitting(step, self._expected))
+        self.tell(num_steps)
+        return num_steps
 
     def review(self, step: int, num_steps: int) -> int:
         """Take note that a step is done.
@@ -94,4 +105,5 @@ class Pace:
         )
         log.info("New plan, %s", text)
         self.changes.append(text)
+        self.tell(fitting)
         return fitting

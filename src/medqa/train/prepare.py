@@ -15,6 +15,7 @@ from medqa.hardware.doctor import compare_views, torch_view
 from medqa.hardware.graphs import has_graphs
 from medqa.hardware.probe import probe
 from medqa.model.batch import TokenisedRow, tokenise_rows
+from medqa.model.decoder import FAMILIES
 from medqa.model.elementwise import Elementwise, compile_elementwise
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.prompts import PromptRenderer
@@ -29,7 +30,8 @@ T = TypeVar("T")
 # Measured: 131e9 on two cores with AVX2. A server has ten times as much, still too little for days of work.
 CPU_OPERATIONS_PER_S = 1e11
 MAX_CPU_HOURS = 2.0
-MIN_COMPILED_ROWS = 16_000
+# Compiling pays after about a minute of training.
+MIN_COMPILED_ROWS, MIN_COMPILED_S = 16_000, 120.0
 
 
 def _together(*works: Callable[[], Any]) -> list[Any]:
@@ -69,18 +71,25 @@ class Prepared:
         seconds: What each part took.
     """
 
-    def __init__(self, config: RunConfig, questions: Pending, prompt: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        questions: Pending,
+        prompt: dict[str, Any] | None = None,
+        end: float | None = None,
+    ) -> None:
         """Find everything; questions are prepared while the model loads.
 
         Args:
             config: All settings.
             questions: The corpus, its preparation begun.
             prompt: The prompt as a run recorded it, to go on with that run.
+            end: When everything must be done, on time.monotonic's clock, if there is a limit.
 
         Raises:
             MedQAError: Of the kind that says what is wrong.
         """
-        self.config = config
+        self.config, self._end = config, end
         self.seconds: dict[str, float] = {}
         clock = time.monotonic()
         self.elementwise: Elementwise | None = None
@@ -110,7 +119,7 @@ class Prepared:
         base = self._timed("find base model", lambda: find_base(self.config.model))
         renderer = load_renderer(base, frozen=prompt)
         model = self._timed("load base model", lambda: load_model(base, self.device))
-        if not questions.is_done and self._may_be_long() and has_graphs(self.device):
+        if not questions.is_done and self._may_be_long(model):
             # Most of it is over before the questions are prepared.
             self.elementwise, reason = self._timed(
                 "compile", lambda: compile_elementwise(model.config, self.device)
@@ -118,10 +127,17 @@ class Prepared:
             log.info("Rotation and activation: %s", reason)
         return base, renderer, model
 
-    def _may_be_long(self) -> bool:
+    def _may_be_long(self, model: Any) -> bool:
         """Tell whether there may be so much to train on that compiling pays; how much is not known yet."""
         most = self.config.data.max_train_rows
-        return self.config.train.fast_path and (most is None or most >= MIN_COMPILED_ROWS)
+        return (
+            self.config.train.fast_path
+            and (most is None or most >= MIN_COMPILED_ROWS)
+            and (self._end is None or self._end - time.monotonic() > MIN_COMPILED_S)
+            and has_graphs(self.device)
+            and self.device.precision != "fp16"
+            and model.config.model_type in FAMILIES
+        )
 
     def _warn_of_unused_accelerator(self) -> None:
         if self.device.is_cpu and self.config.model.device == "auto":

@@ -57,7 +57,7 @@ def train(
     if path.exists():
         RunFolder.create(path, config, recipe)  # says what to do instead
     config = with_whole_paths(config)
-    prepared = Prepared(config, questions or begin_corpus(config.data, config.train.seed))
+    prepared = Prepared(config, questions or begin_corpus(config.data, config.train.seed), end=end)
     tuning = _Tuning(prepared, config.train, end)
     run = RunFolder.create(path, tuning.applied(config), recipe)
     write_json(path / "data.json", prepared.data.record)
@@ -92,7 +92,7 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     config = run.config.model_copy(update={"model": model})
     questions = begin_corpus(config.data, config.train.seed)
     prepared = Prepared(config, questions, run.record["prompt"])
-    tuning = _Tuning(prepared, run.config.train, None, run.record.get("plan", {}).get("num_rows"))
+    tuning = _Tuning(prepared, run.config.train, None, plan=run.record.get("plan", {}))
     now = prepared.record(tuning.rows)
     for what, key in (("data", "sha256"), ("data", "num_tokens"), ("base_model", "fingerprint")):
         if now[what][key] != run.record[what][key]:
@@ -125,22 +125,36 @@ class _Tuning:
     """
 
     def __init__(
-        self, prepared: Prepared, config: TrainConfig, end: float | None, num_rows: int | None = None
+        self,
+        prepared: Prepared,
+        config: TrainConfig,
+        end: float | None,
+        plan: dict[str, Any] | None = None,
     ) -> None:
+        """Attach the adapter, choose how to compute, and plan.
+
+        Args:
+            prepared: Device, questions, base model.
+            config: How to train.
+            end: When everything must be done, if there is a limit.
+            plan: What an interrupted run had planned; empty if it had no limit. None for a new run.
+        """
+        self._run: RunFolder | None = None
         self.prepared, self.config, self.notices = prepared, config, prepared.notices()
         for text in self.notices:
             log.warning("%s", text)
         self.timed, self.plan, self.pace = None, None, None
         if end is None:
-            self.rows = self._rows(num_rows)
-            prepared.refuse_slow_training(config.epochs * sum(map(len, self.rows)))
+            self.rows = self._rows((plan or {}).get("num_rows"))
+            if plan is None:  # what was begun may go on
+                prepared.refuse_slow_training(config.epochs * sum(map(len, self.rows)))
         self.model = attach_adapter(prepared.model, config.lora, config.seed)
         self.engine = choose_engine(
-            self.model, prepared.rows, config, prepared.device, self._notice, prepared.elementwise
+            self.model, prepared.rows, config, prepared.device, self.notice, prepared.elementwise
         )
         if end is not None:
             self.timed = TimedRun(prepared, end)
-            self.plan, self.pace = self.timed.plan(self.model, self.engine, self._notice)
+            self.plan, self.pace = self.timed.plan(self.model, self.engine, self.notice)
             decided = {"epochs": self.plan.epochs, "explanation_share": self.plan.explanation_share}
             self.config = config.model_copy(update=decided)
             self.rows = self._rows(self.plan.num_rows)
@@ -149,9 +163,21 @@ class _Tuning:
         """Put what was planned into all settings."""
         return config.model_copy(update={"train": self.config})
 
-    def _notice(self, text: str) -> None:
+    def notice(self, text: str) -> None:
+        """Tell the user, and keep it."""
         log.warning("%s", text)
         self.notices.append(text)
+        if self._run is not None:
+            self._run.note(text)
+
+    def keep_in(self, run: RunFolder) -> None:
+        """Keep what the user was told, and will be, in the run."""
+        for text in self.notices:
+            if text not in run.record["notices"]:
+                run.note(text)
+        self._run = run
+        if self.pace is not None:
+            self.pace.tell = lambda num_steps: run.update(plan={**run.record["plan"], "num_steps": num_steps})
 
     def _rows(self, num_rows: int | None) -> list[TokenisedRow]:
         """Draw rows, and which of them keep their explanation."""
@@ -166,13 +192,7 @@ class _Tuning:
 
 
 def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
-    def notice(text: str) -> None:
-        log.warning("%s", text)
-        run.note(text)
-
-    for text in tuning.notices:
-        if text not in run.record["notices"]:
-            run.note(text)
+    tuning.keep_in(run)
     prepared, config, model, device = tuning.prepared, tuning.config, tuning.model, tuning.prepared.device
     clock = time.monotonic()
     num_trained = sum(p.numel() for _, p in trainable_parameters(model))
@@ -188,7 +208,15 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
     )
     try:
         state = train_adapter(
-            model, tuning.rows, config, device, run.path, notice, engine=tuning.engine, pace=tuning.pace
+            model,
+            tuning.rows,
+            config,
+            device,
+            run.path,
+            tuning.notice,
+            engine=tuning.engine,
+            pace=tuning.pace,
+            num_steps=run.record.get("plan", {}).get("num_steps"),
         )
     except KeyboardInterrupt:
         log.warning("Stopped and saved; go on with: medqa train --resume %s", run.path)
@@ -208,6 +236,7 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
             "tokens_per_second": round(state.num_tokens / state.seconds, 1),
             "num_trained_parameters": num_trained,
             "micro_batch_size": state.micro_batch_size,
+            "path": tuning.engine.record,
             "peak_memory_gib": peak_gib and round(peak_gib, 2),
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
         },

@@ -28,6 +28,7 @@ SAVE_S = 3.0
 # Measuring takes this share of the time at most, and on the CPU passes of about so many tokens.
 PROBE_SHARE, PROBE_TOKENS = 0.03, 600
 NUM_PROBES = 4
+SHORT_S, NUM_STEPS_IF_SHORT = 120.0, 64
 NUM_COMPARED_PROMPTS = 64
 
 
@@ -86,6 +87,12 @@ class TimedRun:
         plan = plan_time(self._seconds_left, self._costs, self._speeds, batch_size)
         for reason in plan.reasons:
             log.info("Plan: %s", reason)
+        asked = self._prepared.config.train
+        if (asked.epochs, asked.explanation_share) != (1, 1) and (asked.epochs, asked.explanation_share) != (
+            plan.epochs,
+            plan.explanation_share,
+        ):
+            notice("The time decides train.epochs and train.explanation_share: the recipe's are not used")
         if self._costs.lm_eval_tokens and not plan.lm_eval:
             notice("lm-eval's prompt is not scored: there is no time for it")
         return plan, Pace(time.monotonic() + plan.training_s, train_rate)
@@ -95,13 +102,18 @@ class TimedRun:
         prepared = self._prepared
         config, device = prepared.config.train.model_copy(update={"epochs": 1}), prepared.device
         rows = prepared.rows
-        size = plan_passes(rows, config, device, model.config, engine).rows
+        passes = plan_passes(rows, config, device, model.config, engine)
+        size, recompute = passes.rows, passes.checkpointing
+        if recompute:
+            engine.recompute()
         steps = [
             [rows[index] for index in step]
             for step in plan_steps([len(row) for row in rows], config, balanced=engine.balanced)
         ]
         if device.is_cpu:
             steps = [_about(step, PROBE_TOKENS) for step in steps]
+        if self._seconds_left < SHORT_S:
+            steps = steps[:NUM_STEPS_IF_SHORT]  # so few that nothing is compiled for them
         engine.expect(steps, size)
         start, rates = time.monotonic(), []
         for number in range(NUM_PROBES):
@@ -109,9 +121,12 @@ class TimedRun:
             try:
                 result = engine.gradients(steps[number % len(steps)], size)
             except RuntimeError as exc:
-                if not is_out_of_memory(exc) or size == 1:
+                if not is_out_of_memory(exc) or (size == 1 and recompute):
                     raise
-                size //= 2  # the loop finds its own size and says so
+                if size == 1:
+                    recompute = True
+                    engine.recompute()
+                size = max(1, size // 2)  # the loop finds its own size and says so
                 engine.discard()
                 engine.expect(steps, size)
                 continue
