@@ -41,8 +41,8 @@ def parts(tiny_model):
 def trajectory(engine, steps):
     engine.expect(steps, CONFIG.batch_size)
     results = []
-    for step in steps:
-        results.append(engine.gradients(step, CONFIG.batch_size))
+    for step, following in zip(steps, [*steps[1:], []], strict=True):
+        results.append(engine.gradients(step, CONFIG.batch_size, following))
         engine.update(CONFIG.learning_rate)
     return [r.loss for r in results], [r.grad_norm for r in results]
 

@@ -24,6 +24,7 @@ def test_a_timed_run_is_planned_trained_and_measured(settings, tmp_path):
     report = json.loads((run.path / run.record["report"]).read_text())
     assert report["scores"].keys() == {"medqa", "lm_eval"}
     again = evaluate(run.path)
+    assert report["scoring"] == again["scoring"] == "packed"
     assert again["scores"]["medqa"]["tuned"]["accuracy"] == report["scores"]["medqa"]["tuned"]["accuracy"]
     assert again["scores"]["medqa"]["tuned"]["nll"] == pytest.approx(
         report["scores"]["medqa"]["tuned"]["nll"], rel=1e-5

@@ -107,7 +107,7 @@ def evaluate_tuned(
     path, start, label = tuned.run.path, time.monotonic(), _label(tuned.run, questions)
     leaks = find_leaks(tuned.run, questions)
     flagged = {id for ids in leaks["flagged"].values() for id in ids} if leaks["looked_for"] else set()
-    predictions = _predict(tuned, questions, config or tuned.run.config.evaluate)
+    predictions, way = _predict(tuned, questions, config or tuned.run.config.evaluate)
     seconds = time.monotonic() - start
     scores = {
         prompt: {
@@ -129,6 +129,7 @@ def evaluate_tuned(
         "data": questions.record,
         "leaks": leaks,
         "scores": scores,
+        "scoring": way,
         "device": tuned.device.record(),
         "selftest": last_selftest(tuned.device),
         "seconds": round(seconds, 1),
@@ -148,7 +149,8 @@ def evaluate_tuned(
 
 def _predict(
     tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig
-) -> dict[tuple[str, str], list[Prediction]]:
+) -> tuple[dict[tuple[str, str], list[Prediction]], str]:
+    """Score every question; say too which way through the model was taken."""
     batch_tokens = config.batch_tokens
     if batch_tokens == "auto":
         batch_tokens = default_batch_tokens(tuned.device)
@@ -173,4 +175,4 @@ def _predict(
                     decoder=decoder,
                     task=task,
                 )
-    return predictions
+    return predictions, "packed" if decoder is not None else "plain"
