@@ -6,7 +6,7 @@ the hidden state, V vocabulary, C positions of one chunk.
 
 import array
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 CHUNK_POSITIONS = 2048
+# Lists of a whole corpus's tokens would take ten times the memory of its rows.
+TOKENISED_AT_ONCE = 2000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,28 +78,37 @@ def tokenise_rows(
         The rows, in the order of the examples, and how many prompts were left out and explanations
         cut for their length.
     """
-    prefixes = renderer.encode_all([renderer.prefix_text(e) for e in examples])
-    options = renderer.encode_all(
-        [renderer.option_text(e.options[e.answer]) for e in examples if e.answer is not None]
-    )
-    reasons = renderer.encode_all([renderer.escape((e.explanation or "").strip()) for e in examples])
     rows: list[TokenisedRow] = []
     counts = {"num_too_long": 0, "num_explanations_cut": 0}
-    parts = zip(examples, prefixes, options, reasons, strict=True)
-    for number, (example, prefix, option, reason) in enumerate(parts):
-        letter = renderer.letter_ids(len(example.options))[example.answer or 0]
-        ids = [*prefix, *letter, *option]
-        if len(ids) > max_length_tokens:
-            counts["num_too_long"] += 1
-            continue
-        if reason:
-            ids += [*reason, renderer.stop_ids[0]]
-        if len(ids) > max_length_tokens:
-            counts["num_explanations_cut"] += 1
-            ids = ids[:max_length_tokens]
-        widths = len(prefix), len(letter), len(option)
-        rows.append(TokenisedRow(array.array("i", ids), *widths, number))
+    for start in range(0, len(examples), TOKENISED_AT_ONCE):
+        parts = _pieces(renderer, examples[start : start + TOKENISED_AT_ONCE])
+        for number, (prefix, letter, option, reason) in enumerate(parts, start):
+            ids = [*prefix, *letter, *option]
+            if len(ids) > max_length_tokens:
+                counts["num_too_long"] += 1
+                continue
+            if reason:
+                ids += [*reason, renderer.stop_ids[0]]
+            if len(ids) > max_length_tokens:
+                counts["num_explanations_cut"] += 1
+                ids = ids[:max_length_tokens]
+            widths = len(prefix), len(letter), len(option)
+            rows.append(TokenisedRow(array.array("i", ids), *widths, number))
     return rows, counts
+
+
+def _pieces(renderer: PromptRenderer, examples: Sequence[Example]) -> Iterator[tuple[list[int], ...]]:
+    """Tokenise the pieces of some rows: prefix, letter, option text, explanation."""
+    answers = [example.answer or 0 for example in examples]
+    return zip(
+        renderer.encode_all([renderer.prefix_text(e) for e in examples]),
+        [renderer.letter_ids(len(e.options))[key] for e, key in zip(examples, answers, strict=True)],
+        renderer.encode_all(
+            [renderer.option_text(e.options[key]) for e, key in zip(examples, answers, strict=True)]
+        ),
+        renderer.encode_all([renderer.escape((e.explanation or "").strip()) for e in examples]),
+        strict=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
