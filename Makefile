@@ -12,7 +12,7 @@ quickstart: $(VENV)/.medqa
 	@$(BIN)/medqa quickstart
 
 test: $(VENV)/.medqa-dev
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/.medqa-dev
 	$(BIN)/pytest -m "slow or gpu"
