@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from medqa.config import DataConfig
-from medqa.data.build import Corpus, build_corpus
+from medqa.data.build import build_corpus
+from medqa.data.corpus import Corpus
 from medqa.data.diff import SHOWN, clip, compare, marked_loss
 from medqa.data.distributions import bars, distributions
 from medqa.data.findings import leaks

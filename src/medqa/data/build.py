@@ -12,6 +12,7 @@ from typing import Any
 from medqa.config import DataConfig
 from medqa.data.account import Account, describe
 from medqa.data.clean import cleaning_rules, minimal_rules
+from medqa.data.corpus import Corpus
 from medqa.data.draw import examples_hash, sample, shuffled, weighted
 from medqa.data.duplicates import Groups, group_duplicates
 from medqa.data.fingerprints import Fingerprint
@@ -27,22 +28,9 @@ from medqa.errors import DataError
 from medqa.progress import track
 from medqa.records import Example
 
-__all__ = ["SUMMARY", "Corpus", "QuestionSet", "audit_training", "build_corpus", "evaluation_set"]
+__all__ = ["QuestionSet", "audit_training", "build_corpus", "evaluation_set"]
 
 log = logging.getLogger(__name__)
-
-SUMMARY = (
-    "name",
-    "split",
-    "files",
-    "licences",
-    "num_with_key",
-    "num_used",
-    "num_with_explanation",
-    "splits",
-    "sha256",
-)
-"""Keys of a record that run.json takes over: all but the lists of ids."""
 
 _NUM_PASSES = 4
 
@@ -63,30 +51,6 @@ class QuestionSet:
     def whole(self) -> bool:
         """Whether these are all usable questions of the split, not a drawn part."""
         return bool(self.record["num_used"] == self.record["num_with_key"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Everything that came out of the sources.
-
-    Attributes:
-        train: The questions to train on.
-        calibration: Held back from training, to calibrate on.
-        early_stopping: Held back from training, to tell when to stop.
-        record: What was done, in numbers and ids, for data.json and run.json: no question's text.
-        account: What was done, with texts, for the page.
-    """
-
-    train: list[Example]
-    calibration: list[Example]
-    early_stopping: list[Example]
-    record: dict[str, Any]
-    account: Account
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The record without its lists of ids, for run.json."""
-        return {key: self.record[key] for key in SUMMARY}
 
 
 @collector_paused()

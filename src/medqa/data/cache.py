@@ -19,8 +19,8 @@ from pathlib import Path
 
 from medqa import __version__, records
 from medqa.config import DataConfig
-from medqa.data.build import Corpus
-from medqa.data.folder import TrainingData, read_corpus, write_questions
+from medqa.data.corpus import Corpus, TrainingData
+from medqa.data.folder import read_corpus, write_questions
 from medqa.data.places import find_root, split_files
 from medqa.errors import DataError, RunError
 from medqa.files import file_sha256, read_json, write_folder, write_json

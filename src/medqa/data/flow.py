@@ -3,7 +3,7 @@
 import dataclasses
 
 from medqa.data.account import WRONG_KEY_RULE
-from medqa.data.build import Corpus
+from medqa.data.corpus import Corpus
 from medqa.data.distributions import Bar, bars
 
 __all__ = ["Flow", "Loss", "trace"]

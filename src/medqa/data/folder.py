@@ -7,44 +7,20 @@ data.json               what was done, in numbers and ids
 data_report.html        what was done, as a page with examples
 """
 
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 from medqa.config import DataConfig
-from medqa.data.build import SUMMARY, Corpus
+from medqa.data.corpus import Corpus, TrainingData
 from medqa.data.draw import plain_values
 from medqa.data.page import write_page
 from medqa.errors import DataError, RunError
 from medqa.files import read_json, write_folder, write_json, write_jsonl
 from medqa.records import Example
 
-__all__ = ["TrainingData", "read_corpus", "write_corpus", "write_questions"]
+__all__ = ["read_corpus", "write_corpus", "write_questions"]
 
 _PARTS = ("train", "calibration", "early_stopping")
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """What training needs of a corpus: everything but the texts behind the record.
-
-    Attributes:
-        train: The questions to train on.
-        calibration: Held back from training, to calibrate on.
-        early_stopping: Held back from training, to tell when to stop.
-        record: What was done, in numbers and ids.
-    """
-
-    train: list[Example]
-    calibration: list[Example]
-    early_stopping: list[Example]
-    record: dict[str, Any]
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """The record without its lists of ids, for run.json."""
-        return {key: self.record[key] for key in SUMMARY}
 
 
 def write_corpus(corpus: Corpus, config: DataConfig, path: Path) -> None:

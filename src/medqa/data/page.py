@@ -13,7 +13,7 @@ import yaml
 
 from medqa import __version__
 from medqa.config import DataConfig
-from medqa.data.build import Corpus
+from medqa.data.corpus import Corpus
 from medqa.data.diff import compare, marked_loss
 from medqa.data.distributions import distributions
 from medqa.data.findings import card, doubtful_keys, leaks, same_questions

@@ -20,7 +20,7 @@ from medqa import errors
 from medqa.config import DataConfig
 from medqa.data.build import build_corpus
 from medqa.data.cache import Notice, entry_path, is_there, load, source_files, store, tell
-from medqa.data.folder import TrainingData
+from medqa.data.corpus import TrainingData
 from medqa.errors import DataError, MedQAError
 from medqa.hub import is_on_disk
 

@@ -57,6 +57,16 @@ class TokenisedRow:
         """Whether anything follows the option's text."""
         return len(self.ids) > self.num_prefix + self.num_letter + self.num_option
 
+    def label_weights(self, answer_weight: float) -> list[float]:
+        """Share of each label in the row's loss; they add up to 1.
+
+        The letter's tokens share `answer_weight`, the other tokens the rest: under a plain mean, a
+        hundred tokens of explanation would drown the one that decides.
+        """
+        num_rest = len(self) - self.num_prefix - self.num_letter
+        share = answer_weight if num_rest else 1.0
+        return [share / self.num_letter] * self.num_letter + [(1 - share) / max(1, num_rest)] * num_rest
+
     def without_explanation(self) -> "TokenisedRow":
         """End after the option's text, with no stop token: nothing says that a turn ends there."""
         end = self.num_prefix + self.num_letter + self.num_option
@@ -149,22 +159,15 @@ def pad(rows: Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 def collate(rows: Sequence[TokenisedRow], answer_weight: float) -> Batch:
-    """Pad rows and lay out their labels and loss weights.
-
-    The letter's tokens share `answer_weight` of the row's loss, its other tokens the rest: under a
-    plain mean, a hundred tokens of explanation would drown the one that decides.
-    """
+    """Pad rows and lay out their labels and loss weights."""
     width = max(len(row) for row in rows)
     position, label, weight, is_answer = [], [], [], []
     for number, row in enumerate(rows):
-        num_rest = len(row) - row.num_prefix - row.num_letter
-        letter_share = answer_weight if num_rest else 1.0
+        weight += row.label_weights(answer_weight)
         for index in range(row.num_prefix, len(row)):
-            answer = index < row.num_prefix + row.num_letter
             position.append(number * width + index - 1)
             label.append(row.ids[index])
-            weight.append(letter_share / row.num_letter if answer else (1 - letter_share) / num_rest)
-            is_answer.append(answer)
+            is_answer.append(index < row.num_prefix + row.num_letter)
     return Batch(
         pad([row.ids for row in rows]),
         torch.tensor(position),

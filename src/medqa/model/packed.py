@@ -106,8 +106,7 @@ def slots_for(batches: Sequence[Sequence[TokenisedRow]]) -> Slots:
 def pack(rows: Sequence[TokenisedRow], answer_weight: float, slots: Slots | None = None) -> PackedBatch:
     """Lay training rows end to end, with their labels and loss weights.
 
-    The letter's tokens share `answer_weight` of the row's loss, its other tokens the rest, as in
-    `collate`. With slots, the room that is left is filled with rows of token 0, which have no label:
+    With slots, the room that is left is filled with rows of token 0, which have no label:
     every token belongs to some row, so that attention writes all of its output.
 
     Args:
@@ -120,15 +119,11 @@ def pack(rows: Sequence[TokenisedRow], answer_weight: float, slots: Slots | None
     token, position, label, weight, answer = [], [], [], [], []
     for start, row in zip(starts.tolist(), rows, strict=False):
         ids = np.frombuffer(row.ids, dtype=np.int32)
-        num_labels, num_rest = len(row) - row.num_prefix, len(row) - row.num_prefix - row.num_letter
-        letter_share = answer_weight if num_rest else 1.0
-        shares = np.full(num_labels, (1 - letter_share) / max(1, num_rest))
-        shares[: row.num_letter] = letter_share / row.num_letter
         token.append(ids)
         position.append(start + np.arange(row.num_prefix - 1, len(row) - 1))
         label.append(ids[row.num_prefix :])
-        weight.append(shares)
-        answer.append(np.arange(num_labels) < row.num_letter)
+        weight.append(np.array(row.label_weights(answer_weight)))
+        answer.append(np.arange(len(row) - row.num_prefix) < row.num_letter)
     parts = [np.concatenate(part) for part in (token, position, label, weight, answer)]
     if slots is not None:
         lengths, parts = _filled(lengths, parts, slots)

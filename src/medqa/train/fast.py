@@ -100,7 +100,7 @@ class PackedEngine:
         self._parameter.grad = self._adapter.grad
         self._optimizer = _adamw(self._parameter, config)
         self._sums = torch.zeros(2, device=device.torch_device)
-        self._model_config, self._tried = decoder.config, False
+        self._tried = False
         self._graphs = has_graphs(device) and decoder.kernel == "varlen"
         self._slots: Slots | None = None
         self._captured: _Captured | None = None
@@ -118,7 +118,7 @@ class PackedEngine:
         """Compile what is elementwise, if it isn't yet and there is so much to do that it pays."""
         if self._decoder.elementwise is LAUNCHED and num_tokens > MIN_COMPILED_TOKENS and not self._tried:
             self._tried = True
-            self._decoder.elementwise, reason = compile_elementwise(self._model_config, self._device)
+            self._decoder.elementwise, reason = compile_elementwise(self._decoder.config, self._device)
             log.info("Rotation and activation: %s", reason)
             self.record["elementwise"] = reason
 

@@ -88,10 +88,7 @@ class TimedRun:
         for reason in plan.reasons:
             log.info("Plan: %s", reason)
         asked = self._prepared.config.train
-        if (asked.epochs, asked.explanation_share) != (1, 1) and (asked.epochs, asked.explanation_share) != (
-            plan.epochs,
-            plan.explanation_share,
-        ):
+        if (asked.epochs, asked.explanation_share) not in ((1, 1), (plan.epochs, plan.explanation_share)):
             notice("The time decides train.epochs and train.explanation_share: the recipe's are not used")
         if self._costs.lm_eval_tokens and not plan.lm_eval:
             notice("lm-eval's prompt is not scored: there is no time for it")
