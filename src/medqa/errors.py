@@ -4,6 +4,7 @@ Everything this package raises on purpose is one of these; anything else is a bu
 traceback. Only the command line catches them, prints message and hint, and exits with 2.
 
 * MedQAError
+    * CalibrationError what is known of a model's confidence: missing, another model's, too few questions
     * ConfigError      a recipe, a key or a value in it
     * DataError        a question, a file of questions, a column
     * DeviceError      an accelerator, its driver or its variables
@@ -15,6 +16,7 @@ traceback. Only the command line catches them, prints message and hint, and exit
 """
 
 __all__ = [
+    "CalibrationError",
     "ConfigError",
     "DataError",
     "DependencyError",
@@ -42,6 +44,10 @@ class MedQAError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
+
+
+class CalibrationError(MedQAError):
+    """A calibration is missing, belongs to another model, or can't be made from so few questions."""
 
 
 class ConfigError(MedQAError):

@@ -1,0 +1,325 @@
+"""The calibration of one model: how sure it may be, which options stay in question, and when not to answer.
+
+`fit_calibration` makes it from questions that the model never saw; `Calibration` is what is kept of it, in
+calibration.json beside the adapter, and turns log-likelihoods into a `Judgement`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medqa.errors import CalibrationError
+from medqa.trust.calibrators import (
+    CALIBRATORS,
+    Calibrator,
+    Temperature,
+    cross_fitted,
+    padded,
+    row_losses,
+    softmax_rows,
+)
+from medqa.trust.conformal import (
+    SetMethod,
+    conformal_quantile,
+    conformity_scores,
+    group_quantiles,
+    prediction_sets,
+)
+from medqa.trust.metrics import bootstrap_interval
+from medqa.trust.selective import RiskCounts, count_risk, threshold_for_risk
+
+__all__ = ["ALPHAS", "MIN_ROWS", "Calibration", "Judgement", "LogLikelihoods", "fit_calibration"]
+
+ALPHAS = (0.2, 0.1, 0.05)
+"""Shares of answer sets that may miss the right option: sets of 80, 90 and 95 %."""
+
+MIN_ROWS = 50
+"""Questions without which nothing can be said."""
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class LogLikelihoods:
+    """What a model made of questions with a key.
+
+    Attributes:
+        values: Log-likelihood of each option, minus infinity where a question has fewer: (N, L).
+        answers: Places of the right options: (N,).
+        subjects: Of each question, None where there is none.
+    """
+
+    values: FloatArray
+    answers: IntArray
+    subjects: tuple[str | None, ...]
+
+    @classmethod
+    def of(
+        cls,
+        values: Sequence[Sequence[float]],
+        answers: Sequence[int],
+        subjects: Sequence[str | None] | None = None,
+    ) -> "LogLikelihoods":
+        """Take them from plain lists; questions may differ in their number of options."""
+        return cls(
+            padded(values), np.array(answers, dtype=np.int64), tuple(subjects or [None] * len(answers))
+        )
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judgement:
+    """How far to trust one answer.
+
+    Attributes:
+        choice: Place of the chosen option.
+        confidence: Its probability, in [0, 1].
+        probabilities: Of every option; they add up to 1.
+        answer_set: Places of the options that stay in question, the likeliest first.
+        abstain: Whether the model is not sure enough for the risk that was stated; False if none was.
+        reason: Why so, in a sentence; None if no risk was stated.
+    """
+
+    choice: int
+    confidence: float
+    probabilities: tuple[float, ...]
+    answer_set: tuple[int, ...]
+    abstain: bool
+    reason: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What was learnt of one model's confidence, for questions asked in one number of option orders.
+
+    Attributes:
+        calibrator: From log-likelihoods to probabilities.
+        quantiles: For each set method and each of `ALPHAS`, by its text, the score up to which options belong
+            to a
+            set; infinite where there were too few questions.
+        subject_quantiles: The same for each subject with questions enough.
+        risk: What was answered, and wrongly, at each threshold.
+        account: How the calibrator was chosen and what it changed, for people to read.
+    """
+
+    calibrator: Calibrator
+    quantiles: dict[str, dict[str, float]]
+    subject_quantiles: dict[str, dict[str, dict[str, float]]]
+    risk: RiskCounts
+    account: dict[str, Any]
+
+    def probabilities(self, log_likelihoods: FloatArray) -> FloatArray:
+        """Turn (N, L) log-likelihoods into (N, L) probabilities."""
+        return self.calibrator.probabilities(log_likelihoods)
+
+    def sets(
+        self,
+        probabilities: FloatArray,
+        alpha: float,
+        method: SetMethod = "lac",
+        subjects: Sequence[str | None] | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """Say which options stay in question.
+
+        Args:
+            probabilities: After calibration.
+            alpha: Share of the sets that may miss the right option: one of `ALPHAS`.
+            method: As `conformity_scores` takes it.
+            subjects: Of each question, for sets that hold within each subject that had questions enough; the
+                others, and all if not given, go by the quantile over all.
+
+        Shapes:
+            probabilities, returns: (N, L).
+
+        Raises:
+            CalibrationError: If alpha is none of those that were fitted.
+        """
+        if str(alpha) not in self.quantiles[method]:
+            raise CalibrationError(
+                f"no answer sets for alpha {alpha!r}", f"fitted are {', '.join(self.quantiles[method])}"
+            )
+        limit = self.quantiles[method][str(alpha)]
+        own = self.subject_quantiles
+        limits = [own.get(s or "", {}).get(method, {}).get(str(alpha), limit) for s in subjects or ()]
+        return prediction_sets(probabilities, np.array(limits) if subjects else limit, method)
+
+    def threshold(self, max_risk: float, delta: float = 0.05) -> float | None:
+        """Find the confidence from which answers are wrong at most so often; see `threshold_for_risk`.
+
+        Raises:
+            CalibrationError: If the risk is not in (0, 1).
+        """
+        if not 0 < max_risk < 1:
+            raise CalibrationError(f"a risk of {max_risk!r}", "0.2 stands for at most 20 % wrong answers")
+        return threshold_for_risk(self.risk, max_risk, delta)
+
+    def judge(
+        self,
+        log_likelihoods: Sequence[float],
+        *,
+        alpha: float = 0.1,
+        max_risk: float | None = None,
+    ) -> Judgement:
+        """Say how far to trust the answer to one question.
+
+        Args:
+            log_likelihoods: Of each option.
+            alpha: Share of answer sets that may miss the right option.
+            max_risk: Share of the given answers that may be wrong; abstains below the confidence that takes.
+
+        Raises:
+            CalibrationError: If alpha was not fitted, or the risk is not in (0, 1).
+        """
+        [row] = self.probabilities(np.array([log_likelihoods], dtype=float))
+        [inside] = self.sets(row[None], alpha)
+        choice = int(row.argmax())
+        abstain, reason = self._abstain(float(row[choice]), max_risk)
+        return Judgement(
+            choice,
+            float(row[choice]),
+            tuple(map(float, row)),
+            tuple(int(place) for place in np.argsort(-row, kind="stable") if inside[place]),
+            abstain,
+            reason,
+        )
+
+    def _abstain(self, confidence: float, max_risk: float | None) -> tuple[bool, str | None]:
+        if max_risk is None:
+            return False, None
+        threshold = self.threshold(max_risk)
+        asked = f"for at most {max_risk:.0%} wrong answers"
+        if threshold is None:
+            return (
+                True,
+                f"no confidence is enough {asked}, as far as {self.risk.num_questions:,} questions can tell",
+            )
+        below = confidence < threshold
+        return below, f"{confidence:.0%} sure, {threshold:.0%} is needed {asked}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values; an infinite quantile is null."""
+
+        def plain(quantiles: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+            return {
+                method: {alpha: value if np.isfinite(value) else None for alpha, value in values.items()}
+                for method, values in quantiles.items()
+            }
+
+        return {
+            "method": self.calibrator.method,
+            "parameters": self.calibrator.to_json(),
+            "quantiles": plain(self.quantiles),
+            "subject_quantiles": {name: plain(values) for name, values in self.subject_quantiles.items()},
+            "risk": dataclasses.asdict(self.risk),
+            "account": self.account,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Calibration":
+        """Read it back.
+
+        Raises:
+            CalibrationError: If the values are not such.
+        """
+
+        def quantiles(found: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+            return {
+                method: {a: np.inf if value is None else float(value) for a, value in by_alpha.items()}
+                for method, by_alpha in found.items()
+            }
+
+        try:
+            risk = values["risk"]
+            return cls(
+                CALIBRATORS[values["method"]].from_json(values["parameters"]),
+                quantiles({method: values["quantiles"][method] for method in ("lac", "aps")}),
+                {name: quantiles(found) for name, found in values["subject_quantiles"].items()},
+                RiskCounts(
+                    int(risk["num_questions"]),
+                    tuple(map(int, risk["num_answered"])),
+                    tuple(map(int, risk["num_wrong"])),
+                ),
+                dict(values["account"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise CalibrationError(
+                f"a damaged calibration: {exc!r}", "`medqa calibrate RUN` makes a new one"
+            ) from exc
+
+
+def fit_calibration(fit: LogLikelihoods, choose: LogLikelihoods | None = None) -> Calibration:
+    """Calibrate on questions that the model never saw.
+
+    Temperature scaling is taken unless vector scaling or isotonic regression does better on the questions to
+    choose by, and by more than chance: the 95 % interval of the mean gain, over paired draws, lies above 0.
+    Answer sets and thresholds come from cross-fitted probabilities, so that no question is judged by what was
+    learnt from itself.
+
+    Args:
+        fit: Questions to fit on.
+        choose: Others, to choose among the methods by; temperature is taken if there are fewer than
+        `MIN_ROWS`.
+
+    Raises:
+        CalibrationError: If there are fewer than `MIN_ROWS` questions.
+    """
+    if len(fit) < MIN_ROWS:
+        raise CalibrationError(
+            f"{len(fit)} questions to calibrate on, at least {MIN_ROWS} are needed",
+            "train on more questions, or hold back more: --set data.calibration_share=0.2",
+        )
+    kind, candidates = _choose(fit, choose)
+    honest = cross_fitted(kind, fit.values, fit.answers)
+    rows = np.arange(len(fit))
+    quantiles: dict[str, dict[str, float]] = {}
+    by_subject: dict[str, dict[str, dict[str, float]]] = {}
+    methods: tuple[SetMethod, ...] = ("lac", "aps")
+    for method in methods:
+        scores = conformity_scores(honest, method)[rows, fit.answers]
+        quantiles[method] = {str(alpha): conformal_quantile(scores, alpha) for alpha in ALPHAS}
+        for alpha in ALPHAS:
+            for subject, value in group_quantiles(scores, fit.subjects, alpha).items():
+                by_subject.setdefault(subject, {}).setdefault(method, {})[str(alpha)] = value
+    risk = count_risk(honest.max(axis=1), honest.argmax(axis=1) == fit.answers)
+    return Calibration(
+        kind.fit(fit.values, fit.answers),
+        quantiles,
+        by_subject,
+        risk,
+        {
+            "num_questions": len(fit),
+            "num_to_choose_by": len(choose) if choose else 0,
+            "candidates": candidates,
+        },
+    )
+
+
+def _choose(
+    fit: LogLikelihoods, choose: LogLikelihoods | None
+) -> tuple[type[Calibrator], dict[str, dict[str, Any]]]:
+    """Choose a method on questions that none was fitted on."""
+    if choose is None or len(choose) < MIN_ROWS or choose.values.shape[1] > fit.values.shape[1]:
+        return Temperature, {}
+    losses = {"none": row_losses(softmax_rows(choose.values), choose.answers)}
+    for name, kind in CALIBRATORS.items():
+        fitted = kind.fit(fit.values, fit.answers)
+        losses[name] = row_losses(fitted.probabilities(choose.values), choose.answers)
+    record: dict[str, dict[str, Any]] = {
+        name: {"nll": float(values.mean())} for name, values in losses.items()
+    }
+    chosen = Temperature.method
+    for name in CALIBRATORS:
+        if name == Temperature.method:
+            continue
+        gain = losses[Temperature.method] - losses[name]
+        low, high = bootstrap_interval(lambda values: float(values.mean()), gain)
+        record[name]["gain_over_temperature"] = [low, high]
+        if low > 0 and losses[name].mean() < losses[chosen].mean():
+            chosen = name
+    return CALIBRATORS[chosen], record
