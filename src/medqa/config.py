@@ -84,10 +84,11 @@ class DataConfig(SourceConfig):
     """Share of common three-word runs (Jaccard) from which two questions count as the same."""
     drop_leaks: bool = True
     """Leave out training questions that are, exactly or nearly, in the evaluation split."""
-    calibration_share: Annotated[float, Field(ge=0, le=0.5)] = 0.03
-    """Share of the training questions held back for calibration."""
-    early_stopping_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    """Share of the training questions held back to tell when to stop training."""
+    calibration_share: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Share of the training questions drawn for calibration; those of them that are like another question are
+    trained on after all."""
+    selection_share: Annotated[float, Field(ge=0, le=0.5)] = 0.015
+    """Share drawn in the same way to choose by: which calibration, for one."""
     shuffle_options: bool = False
     """Put the options of each training question into another order; "all of the above" keeps its place."""
 

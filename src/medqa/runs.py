@@ -38,7 +38,7 @@ __all__ = [
     "provenance",
 ]
 
-RUN_VERSION = 2
+RUN_VERSION = 3
 
 _PACKAGES = (
     "torch",

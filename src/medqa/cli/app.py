@@ -125,7 +125,7 @@ def data(
 ) -> None:
     """Build the questions to train on, with a page that says what was done to every row.
 
-    Writes train.jsonl, calibration.jsonl, early_stopping.jsonl, data.json and data_report.html. Nothing
+    Writes train.jsonl, calibration.jsonl, selection.jsonl, data.json and data_report.html. Nothing
     leaves the machine. --check exits with 2 if training would refuse the file.
 
     Examples:

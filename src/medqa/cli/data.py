@@ -79,7 +79,7 @@ def build_data(
         f"\nTrain     {splits['train']['num_used']:,} questions, {record['num_with_explanation']:,} explained"
     )
     print(f"Held back {splits['calibration']['num_used']:,} for calibration, ", end="")
-    print(f"{splits['early_stopping']['num_used']:,} for early stopping")
+    print(f"{splits['selection']['num_used']:,} to choose by")
     print(f"Licences  {', '.join(record['licences'])}")
     print(f"Page      {path}/data_report.html")
     # Training builds the same questions by itself: a corpus is not copied from place to place.

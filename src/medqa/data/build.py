@@ -18,6 +18,7 @@ from medqa.data.duplicates import Groups, group_duplicates
 from medqa.data.fingerprints import Fingerprint
 from medqa.data.leaks import LeakAudit, audit_leaks
 from medqa.data.mix import Source, read_sources
+from medqa.data.novelty import resemblance
 from medqa.data.repair import Lexicon
 from medqa.data.rules import Rule, chosen_rules, clean_rows
 from medqa.data.sources import read_split
@@ -33,6 +34,9 @@ __all__ = ["QuestionSet", "audit_training", "build_corpus", "evaluation_set"]
 log = logging.getLogger(__name__)
 
 _NUM_PASSES = 4
+# Of a held-back question, less than this is found in any one other. From about 0.4 on, models were right more
+# often than on new questions: 59 % against 52 % (Qwen2.5-Coder-1.5B, 2,686 held-back questions of MedMCQA).
+MAX_RESEMBLANCE = 0.3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +91,14 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
         task.advance(len(keyed), "leaks")
     questions = evaluation.examples if evaluation else []
     account = Account(rules, results, lexicon, len(keyed), kept, groups, audit, questions)
-    parts = _split(config, kept, groups, audit)
+    parts = _split(config, kept, prints, groups, audit)
     train, num_distinct = _compose(config, sources, [kept[row] for row in parts["train"]], seed)
     if not train:
         raise DataError(
             f"{config.name}: no question is left of {len(keyed):,}",
             "`medqa data` shows what each rule left out; data.skip_rules switches one off",
         )
-    held = {name: [kept[row] for row in parts[name]] for name in ("calibration", "early_stopping")}
+    held = {name: [kept[row] for row in parts[name]] for name in ("calibration", "selection")}
     splits = {
         name: {"num_used": len(rows), "sha256": examples_hash(rows)}
         for name, rows in (("train", train), *held.items())
@@ -111,7 +115,7 @@ def build_corpus(config: DataConfig, seed: int) -> Corpus:
         "num_distinct": num_distinct,
     }
     _tell(record)
-    return Corpus(train, held["calibration"], held["early_stopping"], record, account)
+    return Corpus(train, held["calibration"], held["selection"], record, account)
 
 
 def _evaluation_for_audit(config: DataConfig, trained_on: set[str]) -> tuple[QuestionSet | None, str]:
@@ -142,20 +146,27 @@ def _rules(config: DataConfig, examples: list[Example]) -> tuple[list[Rule], Lex
 
 
 def _split(
-    config: DataConfig, kept: Sequence[Example], groups: Groups, audit: LeakAudit | None
+    config: DataConfig,
+    kept: Sequence[Example],
+    prints: Sequence[Fingerprint],
+    groups: Groups,
+    audit: LeakAudit | None,
 ) -> dict[str, list[int]]:
-    """Say which rows are left, and what each of them is for."""
+    """Say which rows are left, and what each of them is for; only what is new to the model is held back."""
     spare = groups.copies | groups.conflicting
     if audit is not None:
         spare |= audit.train_rows.keys()
     left = [row for row in range(len(kept)) if row not in spare]
     examples, numbers = [kept[row] for row in left], [groups.split[row] for row in left]
     calibration = hold_back(examples, numbers, config.calibration_share, "calibration")
-    stopping = hold_back(examples, numbers, config.early_stopping_share, "early stopping", {*calibration})
+    selection = hold_back(examples, numbers, config.selection_share, "selection", {*calibration})
+    drawn = sorted(calibration | selection)
+    likeness = resemblance(drawn, [prints[row] for row in left], numbers)
+    new = {row for row, share in zip(drawn, likeness, strict=True) if share < MAX_RESEMBLANCE}
     return {
-        "train": [row for i, row in enumerate(left) if i not in calibration and i not in stopping],
-        "calibration": [left[i] for i in sorted(calibration)],
-        "early_stopping": [left[i] for i in sorted(stopping)],
+        "train": [row for i, row in enumerate(left) if i not in new],
+        "calibration": [left[i] for i in sorted(calibration & new)],
+        "selection": [left[i] for i in sorted(selection & new)],
     }
 
 
@@ -200,8 +211,8 @@ def _tell(record: dict[str, Any]) -> None:
     text = ", ".join(f"{count:,} {name}" for name, count in out.items() if count)
     splits = record["splits"]
     log.info(
-        "%s questions to train on, %s held back for calibration, %s for early stopping; left out: %s",
-        *(f"{splits[name]['num_used']:,}" for name in ("train", "calibration", "early_stopping")),
+        "%s questions to train on, %s held back for calibration, %s to choose by; left out: %s",
+        *(f"{splits[name]['num_used']:,}" for name in ("train", "calibration", "selection")),
         text or "none",
     )
 

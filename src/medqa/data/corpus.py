@@ -29,13 +29,13 @@ class TrainingData:
     Attributes:
         train: The questions to train on.
         calibration: Held back from training, to calibrate on.
-        early_stopping: Held back from training, to tell when to stop.
+        selection: Held back from training, to choose by.
         record: What was done, in numbers and ids, for data.json and run.json: no question's text.
     """
 
     train: list[Example]
     calibration: list[Example]
-    early_stopping: list[Example]
+    selection: list[Example]
     record: dict[str, Any]
 
     @property

@@ -58,7 +58,7 @@ def trace(corpus: Corpus) -> Flow:
     # Further sources may hold more rows than their max_rows takes.
     num_read = max(num_told, sum(source["num_read"] for source in record["sources"]))
     same, conflicting, leaking = _left_out_together(corpus)
-    held = len(corpus.calibration) + len(corpus.early_stopping)
+    held = len(corpus.calibration) + len(corpus.selection)
     trainable = len(corpus.account.kept) - same - conflicting - leaking - held
     reasons = [
         (
@@ -84,7 +84,7 @@ def trace(corpus: Corpus) -> Flow:
     parts = [
         ("to train on", record["num_distinct"]),
         ("held back for calibration", len(corpus.calibration)),
-        ("held back to tell when to stop", len(corpus.early_stopping)),
+        ("held back to choose by", len(corpus.selection)),
         ("left out", num_left_out),
     ]
     return Flow(

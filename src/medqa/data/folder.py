@@ -2,7 +2,7 @@
 
 train.jsonl             questions to train on, one JSON object a line
 calibration.jsonl       held back, for calibration
-early_stopping.jsonl    held back, to tell when to stop
+selection.jsonl         held back, to choose by
 data.json               what was done, in numbers and ids
 data_report.html        what was done, as a page with examples
 """
@@ -20,7 +20,7 @@ from medqa.records import Example
 
 __all__ = ["read_corpus", "write_corpus", "write_questions"]
 
-_PARTS = ("train", "calibration", "early_stopping")
+_PARTS = ("train", "calibration", "selection")
 
 
 def write_corpus(corpus: Corpus, config: DataConfig, path: Path) -> None:

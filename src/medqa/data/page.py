@@ -30,7 +30,7 @@ _TELLING_WORDS = range(20, 70)
 _SPLITS = {
     "train": "The model learns from these.",
     "calibration": "Held back: they tell how far the model's confidence can be believed.",
-    "early_stopping": "Held back: they tell when further training no longer helps.",
+    "selection": "Held back: choices are made by them, such as that of a way to calibrate.",
 }
 
 

@@ -53,7 +53,7 @@ def begin_corpus(config: DataConfig, seed: int) -> "Pending":
     files = source_files(config)
     if sum(file.stat().st_size for file in files) < SMALL_BYTES:
         corpus = build_corpus(config, seed)
-        data = TrainingData(corpus.train, corpus.calibration, corpus.early_stopping, corpus.record)
+        data = TrainingData(corpus.train, corpus.calibration, corpus.selection, corpus.record)
         return Pending(config, seed, data)
     path = entry_path(config, seed, files)
     return Pending(config, seed, _kept(path) if is_there(path) else None)

@@ -3,7 +3,7 @@
 It takes log-likelihoods or probabilities of any model: NumPy in, NumPy and plain values out.
 """
 
-from medqa.trust.calibration import ALPHAS, Calibration, Judgement, LogLikelihoods, fit_calibration
+from medqa.trust.calibration import ALPHAS, Calibration, Judgement, LogLikelihoods
 from medqa.trust.calibrators import (
     CALIBRATORS,
     Calibrator,
@@ -22,6 +22,7 @@ from medqa.trust.conformal import (
     group_quantiles,
     prediction_sets,
 )
+from medqa.trust.fitting import fit_calibration
 from medqa.trust.metrics import (
     auroc,
     bootstrap_interval,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.optimize
 
-from medqa.errors import DataError
+from medqa.errors import CalibrationError, DataError
 
 __all__ = [
     "CALIBRATORS",
@@ -63,6 +63,28 @@ def row_losses(probabilities: FloatArray, answers: IntArray) -> FloatArray:
     return np.asarray(-np.log(np.maximum(probabilities[np.arange(len(answers)), answers], 1e-12)))
 
 
+def _whole_losses(logits: FloatArray, answers: IntArray) -> FloatArray:
+    """Give each question's negative log-likelihood without a bound, for fitting.
+
+    Under a bound, the loss of all temperatures at which a wrong answer is very sure would be equal.
+
+    Shapes:
+        logits: (N, L). answers, returns: (N,).
+    """
+    highest = logits.max(axis=1)
+    total = np.log(np.exp(logits - highest[:, None]).sum(axis=1)) + highest
+    return np.asarray(total - logits[np.arange(len(answers)), answers])
+
+
+def _numbers(values: dict[str, Any], *names: str) -> list[tuple[float, ...]]:
+    """Read lists of finite numbers, as many in each."""
+    found = [tuple(map(float, values[name])) for name in names]
+    sizes = {len(row) for row in found}
+    if len(sizes) != 1 or 0 in sizes or not np.isfinite(found).all():
+        raise CalibrationError(f"damaged parameters: {values!r}", "`medqa calibrate RUN` makes new ones")
+    return found
+
+
 class Calibrator(Protocol):
     """A fitted way from log-likelihoods to probabilities."""
 
@@ -104,10 +126,12 @@ class Temperature:
     @classmethod
     def fit(cls, log_likelihoods: FloatArray, answers: IntArray) -> "Temperature":
         """Take the temperature of least negative log-likelihood."""
+        # A right option without any likelihood has none at any temperature.
+        told = np.isfinite(log_likelihoods[np.arange(len(answers)), answers])
+        values, right = log_likelihoods[told], answers[told]
 
         def loss(log_temperature: float) -> float:
-            probabilities = softmax_rows(log_likelihoods / np.exp(log_temperature))
-            return float(row_losses(probabilities, answers).mean())
+            return float(_whole_losses(values / np.exp(log_temperature), right).sum() / len(answers))
 
         bounds = tuple(np.log(_TEMPERATURES))
         found = scipy.optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
@@ -126,7 +150,9 @@ class Temperature:
         """Read the parameters back."""
         temperature = float(values["temperature"])
         if not _TEMPERATURES[0] / 2 < temperature < 2 * _TEMPERATURES[1]:
-            raise DataError(f"a temperature of {temperature!r}", "calibrate again: `medqa calibrate RUN`")
+            raise CalibrationError(
+                f"a temperature of {temperature!r}", "`medqa calibrate RUN` makes a new calibration"
+            )
         return cls(temperature)
 
 
@@ -197,7 +223,7 @@ class VectorScaling:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "VectorScaling":
         """Read the parameters back."""
-        return cls(tuple(map(float, values["scales"])), tuple(map(float, values["biases"])))
+        return cls(*_numbers(values, "scales", "biases"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,9 +259,7 @@ class Isotonic:
         shares = np.bincount(places, weights=right[there]) / counts
         fitted = scipy.optimize.isotonic_regression(shares, weights=counts)
         ends = fitted.blocks
-        middles = [
-            float(np.average(inputs[a:b], weights=counts[a:b])) for a, b in itertools.pairwise(ends)
-        ]
+        middles = [float(np.average(inputs[a:b], weights=counts[a:b])) for a, b in itertools.pairwise(ends)]
         levels = [float(fitted.x[a]) for a in ends[:-1]]
         return cls(tuple(middles), tuple(levels))
 
@@ -252,7 +276,10 @@ class Isotonic:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Isotonic":
         """Read the parameters back."""
-        return cls(tuple(map(float, values["inputs"])), tuple(map(float, values["outputs"])))
+        inputs, outputs = _numbers(values, "inputs", "outputs")
+        if (np.diff(inputs) < 0).any() or (np.diff(outputs) < 0).any() or outputs[0] < 0:
+            raise CalibrationError("a curve that does not rise", "`medqa calibrate RUN` makes a new one")
+        return cls(inputs, outputs)
 
 
 CALIBRATORS: dict[str, type[Calibrator]] = {

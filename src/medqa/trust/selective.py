@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +95,20 @@ class RiskCounts:
     num_questions: int
     num_answered: tuple[int, ...]
     num_wrong: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "RiskCounts":
+        """Read them back.
+
+        Raises:
+            ValueError: If they are no such counts.
+        """
+        total = int(values["num_questions"])
+        answered, wrong = (tuple(map(int, values[name])) for name in ("num_answered", "num_wrong"))
+        rows = list(zip(answered, wrong, strict=True))
+        if len(rows) != len(THRESHOLDS) or not all(0 <= w <= a <= total for a, w in rows):
+            raise ValueError(f"no counts at {len(THRESHOLDS)} thresholds: {answered!r} and {wrong!r}")
+        return cls(total, answered, wrong)
 
 
 def count_risk(confidence: FloatArray, correct: BoolArray) -> RiskCounts:
