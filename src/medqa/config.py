@@ -167,6 +167,14 @@ class EvaluateConfig(Section):
     """Also score with lm-eval's own prompt, for numbers that compare with published ones."""
     batch_tokens: Positive | Literal["auto"] = "auto"
     """Padded tokens per forward pass."""
+    calibration_rows: Positive | Literal["auto"] = "auto"
+    """Held-back questions to calibrate on, drawn by hash; auto takes all on an accelerator, 300 on a CPU."""
+    orders: Literal[1, 4, 24] = 4
+    """Option orders that every question is also asked in: 4 is every rotation, 24 every order of four."""
+    explanations: Annotated[int, Field(ge=0)] = 200
+    """Questions, drawn by hash, whose explanation is written and checked."""
+    traps: Annotated[int, Field(ge=0)] = 500
+    """Questions, drawn by hash, that are changed into traps."""
 
 
 class ServeConfig(Section):
@@ -174,6 +182,12 @@ class ServeConfig(Section):
 
     max_explanation_tokens: Positive = 256
     """Longest explanation; one that reaches it is marked as cut."""
+    orders: Literal[1, 4, 24] = 1
+    """Option orders that an answer is averaged over: 1 as given, 4 every rotation, 24 every order of four."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the answer sets that may miss the right option: 0.2, 0.1 or 0.05."""
+    max_risk: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the given answers that may be wrong: below the confidence that takes, none is given."""
 
 
 class RunConfig(Section):

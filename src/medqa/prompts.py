@@ -15,6 +15,8 @@ Torch-free: a tokenizer is anything with `apply_chat_template`, `__call__` and `
 """
 
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -91,6 +93,11 @@ class PromptRenderer:
             "after": self._after,
             "stop_ids": self.stop_ids,
         }
+
+    @property
+    def sha256(self) -> str:
+        """Checksum of the prompt around a question."""
+        return hashlib.sha256(json.dumps(self.record(), sort_keys=True).encode()).hexdigest()
 
     def _thaw(self, frozen: dict[str, Any]) -> None:
         try:

@@ -152,6 +152,20 @@ class Answer:
     model: str
     calibration: str | None = None
     """The calibration that was applied; None if the confidence is the model's raw one."""
+    answer_set: tuple[str, ...] | None = None
+    """Letters that stay in question, the likeliest first; None without a calibration."""
+    alpha: float | None = None
+    """Share of such sets that may miss the right option."""
+    abstain: bool = False
+    """Whether the model is not sure enough for the stated risk: the letter is only its best guess."""
+    reason: str | None = None
+    """Why it abstains or not; None if no risk was stated."""
+    num_orders: int = 1
+    """Option orders that the answer is averaged over."""
+    consistency: float | None = None
+    """Share of these orders with the same option; None of a single order."""
+    explanation_check: dict[str, Any] | None = None
+    """What was found of the explanation: `points_to`, `agrees`, `names_choice`, `warning` and more."""
     notice: str = NOTICE
 
     def to_json(self) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
-from medqa.cli.recipes import Json, Settings, recipes
+from medqa.cli.options import Json, Run, Settings, Trust
+from medqa.cli.recipes import recipes
+from medqa.cli.trust import calibrate, compare, evaluate
 from medqa.errors import MedQAError
 
 __all__ = ["app", "main"]
@@ -30,14 +32,9 @@ app = typer.Typer(
 )
 app.add_typer(recipes, name="recipe")
 
-Trust = Annotated[
-    str | None,
-    typer.Option("--trust-remote-code", metavar="NAME", help="Run's base model whose own code may run."),
-]
 Recipe = Annotated[
     str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made.")]
 
 
 def main() -> None:
@@ -169,7 +166,8 @@ def train(
       medqa train medmcqa-2k --set model.name=path/to/model --set data.name=path/to/medmcqa
       medqa train --resume runs/medmcqa-1
     """
-    from medqa.cli.output import print_json, print_report, print_trained
+    from medqa.cli.output import print_json, print_trained
+    from medqa.cli.trust_output import print_report
     from medqa.data.prepared import begin_corpus
     from medqa.errors import ConfigError
     from medqa.files import read_json
@@ -208,41 +206,9 @@ def train(
         print_report(read_json(run.path / run.record["report"]))
 
 
-@app.command()
-def evaluate(
-    run: Run,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="A.B=V", help="Change a setting of data or evaluate: other questions, for one."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Measure on this many questions only.")] = None,
-    trust: Trust = None,
-    as_json: Json = False,
-) -> None:
-    """Score base and tuned model on the whole evaluation split.
-
-    Writes report.json and predictions.jsonl into the run. Shows our own score and lm-eval's side
-    by side; they answer different questions and must not be mixed. Questions that may be known from
-    training are flagged, and the scores are given without them too.
-
-    Examples:
-      medqa evaluate runs/medmcqa-1
-      medqa evaluate runs/medmcqa-1 --set data.name=exam.csv
-    """
-    from medqa.cli.output import print_json, print_report
-    from medqa.hardware.environment import prepare_environment
-    from medqa.runs import RunFolder
-
-    prepare_environment(RunFolder.open(run).config.model.device)
-    from medqa.evaluate.run import evaluate as evaluate_run
-
-    report = evaluate_run(run, settings or [], max_rows=limit, trust_remote_code=trust)
-    if as_json:
-        print_json(report)
-    else:
-        print_report(report)
+app.command()(calibrate)
+app.command()(evaluate)
+app.command()(compare)
 
 
 @app.command()
@@ -255,26 +221,32 @@ def ask(
     context: Annotated[str | None, typer.Option(help="Text that the question is about.")] = None,
     file: Annotated[Path | None, typer.Option(help='JSON file: {"question": ..., "options": [...]}.')] = None,
     explain: Annotated[bool, typer.Option(help="Write the explanation too.")] = True,
+    settings: Settings = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
-    """Answer one question: letter, confidence of every option, explanation.
+    """Answer one question: letter, confidence, the options that stay in question, explanation.
 
     Examples:
       medqa ask runs/quickstart-1 -q "Which vitamin prevents scurvy?" -o "Vitamin A" -o "Vitamin C"
       medqa ask runs/quickstart-1 --file question.json --json
+      medqa ask runs/quickstart-1 --set serve.max_risk=0.3 --set serve.orders=4
       medqa ask runs/quickstart-1            (asks for the question)
     """
-    from medqa.cli.output import print_answer, print_json
+    from medqa.cli.output import print_json
     from medqa.cli.question import read_question
+    from medqa.cli.trust_output import print_answer
     from medqa.hardware.environment import prepare_environment
+    from medqa.recipe import changed_config
     from medqa.runs import RunFolder
 
     example = read_question(question, option or [], context, file)
-    prepare_environment(RunFolder.open(run).config.model.device)
+    config = RunFolder.open(run).config
+    serve = changed_config(config, settings or [], ("serve",)).serve
+    prepare_environment(config.model.device)
     from medqa.serve.engine import Answerer
 
-    answer = Answerer.load(run, trust).answer(example, explain=explain)
+    answer = Answerer.load(run, trust).answer(example, explain=explain, settings=serve)
     if as_json:
         print_json(answer.to_json())
     else:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from medqa.cli.output import print_answer, print_report, print_trained
+from medqa.cli.output import print_trained
+from medqa.cli.trust_output import print_answer, print_report
 from medqa.data.build import evaluation_set
 from medqa.evaluate.run import evaluate_tuned
 from medqa.model.tuned import load_tuned

@@ -1,19 +1,15 @@
-"""The verbs about recipes, and the options that several verbs share."""
+"""The verbs about recipes."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["Json", "Settings", "recipe_copy", "recipe_fields", "recipe_list", "recipe_show", "recipes"]
+from medqa.cli.options import Json, Settings
+
+__all__ = ["recipe_copy", "recipe_fields", "recipe_list", "recipe_show", "recipes"]
 
 recipes = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and copy recipes.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=V", help="Change one setting; may be repeated."),
-]
 
 
 @recipes.command("list")

@@ -15,6 +15,7 @@ from medqa.records import Example
 __all__ = [
     "draw_hash",
     "examples_hash",
+    "free_places",
     "plain_values",
     "reordered",
     "sample",
@@ -98,16 +99,22 @@ def shuffled(example: Example, seed: int) -> Example:
     "All of the above" keeps its place. Where options are named by letter ("both A and B"), or the explanation
     still does so, no option can move.
     """
-    anchored = [is_anchored(option) for option in example.options]
-    if any(_is_combination(option) for option in example.options) or names_letters(example.explanation or ""):
+    if names_letters(example.explanation or ""):
         return example
-    free = [place for place, fixed in enumerate(anchored) if not fixed]
+    free = free_places(example)
     mixed = list(free)
     random.Random(f"order:{draw_hash(example, seed)}").shuffle(mixed)
     order = list(range(len(example.options)))
     for place, source in zip(free, mixed, strict=True):
         order[place] = source
     return reordered(example, order)
+
+
+def free_places(example: Example) -> list[int]:
+    """List the places whose options may move: not "all of the above", and none beside "both A and B"."""
+    if any(_is_combination(option) for option in example.options):
+        return []
+    return [place for place, option in enumerate(example.options) if not is_anchored(option)]
 
 
 def _is_combination(option: str) -> bool:

@@ -1,34 +1,28 @@
-"""Measure a run: base and tuned model, our prompt and lm-eval's, on the whole evaluation split."""
+"""Measure a run on its evaluation questions: how right it is, and how far to trust it."""
 
+import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medqa.config import EvaluateConfig, RunConfig, SourceConfig
 from medqa.data.build import QuestionSet, evaluation_set
 from medqa.errors import DataError
+from medqa.evaluate.confidence import measure_calibrated
 from medqa.evaluate.leaks import find_leaks
-from medqa.evaluate.report import compare, summarise, without_flagged
-from medqa.evaluate.score import (
-    PromptKind,
-    choose_decoder,
-    default_batch_tokens,
-    make_items,
-    score_items,
-)
+from medqa.evaluate.measure import Measurement
+from medqa.evaluate.page import write_report_page
+from medqa.evaluate.report import REPORT_VERSION, compare, summarise, without_flagged
 from medqa.files import write_json, write_jsonl
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.tuned import TunedModel, load_tuned
-from medqa.progress import track
 from medqa.recipe import changed_config
 from medqa.records import Prediction
 from medqa.runs import RunFolder, provenance
 
 __all__ = ["evaluate", "evaluate_tuned", "refuse_trained_on"]
-
-REPORT_VERSION = 1
 
 
 def evaluate(
@@ -96,7 +90,7 @@ def _label(run: RunFolder, questions: QuestionSet) -> str:
 def evaluate_tuned(
     tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig | None = None
 ) -> dict[str, Any]:
-    """Score base and tuned model, and write report.json and predictions.jsonl into the run.
+    """Measure base and tuned model, and write report.json, report.html and predictions.jsonl into the run.
 
     On a part of the questions, or other ones than the run's own, the files are named for it, report-N.json or
     report-NAME-SPLIT.json, and leave the whole report as it is.
@@ -105,74 +99,91 @@ def evaluate_tuned(
         The content of report.json.
     """
     path, start, label = tuned.run.path, time.monotonic(), _label(tuned.run, questions)
+    config = config or tuned.run.config.evaluate
     leaks = find_leaks(tuned.run, questions)
     flagged = {id for ids in leaks["flagged"].values() for id in ids} if leaks["looked_for"] else set()
-    predictions, way = _predict(tuned, questions, config or tuned.run.config.evaluate)
-    seconds = time.monotonic() - start
-    scores = {
-        prompt: {
-            "base": summarise(predictions[prompt, "base"]),
-            "tuned": summarise(predictions[prompt, "tuned"]),
-            "change": compare(predictions[prompt, "base"], predictions[prompt, "tuned"]),
-            "without_flagged": without_flagged(
-                predictions[prompt, "base"], predictions[prompt, "tuned"], flagged
-            ),
-        }
-        for prompt in dict.fromkeys(prompt for prompt, _ in predictions)
-    }
+    measured = Measurement(tuned, questions, config)
     report = {
         "version": REPORT_VERSION,
         "run": str(path),
         "file": f"report{label}.json",
         "whole_split": questions.whole,
         "base_model": tuned.run.record["base_model"]["name"],
+        "adapter_sha256": tuned.run.record["adapter_sha256"],
         "data": questions.record,
         "leaks": leaks,
-        "scores": scores,
-        "scoring": way,
+        "scores": _scores(measured.predictions, flagged),
+        "calibration": _calibration(measured),
+        "orders": measured.orders(),
+        "explanations": measured.explanations(),
+        "traps": measured.traps(),
+        "not_measured": _not_measured(config, path),
+        "scoring": measured.way,
         "device": tuned.device.record(),
         "selftest": last_selftest(tuned.device),
-        "seconds": round(seconds, 1),
-        **provenance(),
     }
-    write_jsonl(
-        path / f"predictions{label}.jsonl",
-        (
-            {"prompt": prompt, "model": model, **prediction.to_json()}
-            for (prompt, model), rows in predictions.items()
-            for prediction in rows
-        ),
-    )
+    worst = measured.worst()
+    report |= {"seconds": round(time.monotonic() - start, 1), **provenance()}
+    write_jsonl(path / f"predictions{label}.jsonl", _prediction_rows(measured))
+    if measured.explained:
+        write_jsonl(path / f"explanations{label}.jsonl", measured.explained)
     write_json(path / report["file"], report)
+    write_report_page(report, worst, path / f"report{label}.html")
     return report
 
 
-def _predict(
-    tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig
-) -> tuple[dict[tuple[str, str], list[Prediction]], str]:
-    """Score every question; say too which way through the model was taken."""
-    batch_tokens = config.batch_tokens
-    if batch_tokens == "auto":
-        batch_tokens = default_batch_tokens(tuned.device)
-    prompts: tuple[PromptKind, ...] = ("medqa", "lm_eval") if config.lm_eval else ("medqa",)
-    predictions: dict[tuple[str, str], list[Prediction]] = {}
-    decoder = tuned.decoder
-    with track("Scoring", 2 * len(prompts) * len(questions.examples)) as task:
-        for prompt in prompts:
-            items = make_items(tuned.renderer, questions.examples, prompt)
-            if decoder is None and prompt == "medqa" and tuned.run.config.train.fast_path:
-                decoder = choose_decoder(
-                    tuned.model, items, tuned.device, max_length_tokens=tuned.base.max_length_tokens
-                )
-            for name in ("base", "tuned"):
-                predictions[prompt, name] = score_items(
-                    tuned.model,
-                    items,
-                    tuned.device,
-                    max_length_tokens=tuned.base.max_length_tokens,
-                    batch_tokens=batch_tokens,
-                    adapted=name == "tuned",
-                    decoder=decoder,
-                    task=task,
-                )
-    return predictions, "packed" if decoder is not None else "plain"
+def _scores(predictions: dict[tuple[str, str], list[Prediction]], flagged: set[str]) -> dict[str, Any]:
+    """Compare base and tuned model under each prompt; intervals of confidence under our own only."""
+    found = {}
+    for prompt in dict.fromkeys(prompt for prompt, _ in predictions):
+        base, tuned = predictions[prompt, "base"], predictions[prompt, "tuned"]
+        own = prompt == "medqa"
+        found[prompt] = {
+            "base": summarise(base, intervals=own),
+            "tuned": summarise(tuned, intervals=own),
+            "change": compare(base, tuned),
+            "without_flagged": without_flagged(base, tuned, flagged),
+        }
+    return found
+
+
+def _calibration(measured: Measurement) -> dict[str, Any]:
+    """Say what calibration gives, or why there is none."""
+    file, calibration = measured.calibration, measured.calibrated()
+    if file is None or calibration is None:
+        return {"calibrated": False, "reason": measured.why_uncalibrated}
+    identity = dataclasses.asdict(file.identity)
+    return {
+        "calibrated": True,
+        "file": {"identity": identity, **file.record},
+        **measure_calibrated(measured.tuned, calibration),
+    }
+
+
+def _not_measured(config: EvaluateConfig, path: Path) -> list[str]:
+    """Say what the settings leave out, and how to get it."""
+    asked = {
+        "lm-eval's own score": ("lm_eval", config.lm_eval, "true"),
+        "other option orders": ("orders", config.orders > 1, "4"),
+        "the explanations": ("explanations", config.explanations > 0, "200"),
+        "traps": ("traps", config.traps > 0, "500"),
+    }
+    return [
+        f"Not measured: {what}. `medqa evaluate {path} --set evaluate.{key}={value}` does."
+        for what, (key, wanted, value) in asked.items()
+        if not wanted
+    ]
+
+
+def _prediction_rows(measured: Measurement) -> Iterator[dict[str, Any]]:
+    for (prompt, model), rows in measured.predictions.items():
+        for prediction in rows:
+            yield {"prompt": prompt, "model": model, **prediction.to_json()}
+    for one in measured.ordered or ():
+        yield {
+            "prompt": "medqa",
+            "model": "tuned",
+            "num_orders": one.num_orders,
+            "consistency": one.consistency,
+            **one.prediction.to_json(),
+        }

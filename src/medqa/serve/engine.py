@@ -1,14 +1,17 @@
 """The Answerer: one loaded model, question in, Answer out. Every surface stands on it."""
 
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from medqa.errors import DataError
-from medqa.evaluate.score import default_batch_tokens, make_items, score_items
-from medqa.model.lora import compute_context
+from medqa.config import ServeConfig
+from medqa.errors import CalibrationError, DataError
+from medqa.evaluate.calibrate import load_calibration
+from medqa.evaluate.explanations import explain
+from medqa.evaluate.orders import OrderedPrediction, score_orders
+from medqa.evaluate.score import default_batch_tokens
 from medqa.model.tuned import TunedModel, load_tuned
-from medqa.records import LETTERS, Answer, Example
+from medqa.records import LETTERS, Answer, Example, Prediction
+from medqa.trust.calibration import Calibration, Judgement
 
 __all__ = ["Answerer"]
 
@@ -16,12 +19,18 @@ __all__ = ["Answerer"]
 class Answerer:
     """Answer questions with a tuned model.
 
-    The letter is the option of highest likelihood, fixed before a word of the explanation is
-    written, and the same on every call: nothing is sampled.
+    The letter is the option of highest probability, fixed before a word of the explanation is written, and
+    the same on every call: nothing is sampled. Where the run is calibrated, so is the confidence.
     """
 
     def __init__(self, tuned: TunedModel) -> None:
+        """Take a loaded model, and the calibration that is shipped with it.
+
+        Raises:
+            CalibrationError: If that is damaged or another model's.
+        """
         self._tuned = tuned
+        self._calibrations = load_calibration(tuned)
 
     @classmethod
     def load(cls, path: Path, trust_remote_code: str | None = None) -> "Answerer":
@@ -30,70 +39,85 @@ class Answerer:
         Raises:
             RunError: If the run is missing or half written.
             ModelError: If the base model is not the one that the adapter was trained on.
+            CalibrationError: If its calibration is damaged or another model's.
         """
         return cls(load_tuned(path, trust_remote_code))
 
-    def answer(self, example: Example, *, explain: bool = True) -> Answer:
+    def answer(
+        self, example: Example, *, explain: bool = True, settings: ServeConfig | None = None
+    ) -> Answer:
         """Answer one question.
 
         Args:
             example: The question; its key, if it has one, is not looked at.
             explain: Whether to write the explanation too, which takes far longer than the letter.
+            settings: How to answer; as the run says if not given.
 
         Raises:
             DataError: If an option is given twice, or the question is longer than the model takes.
+            CalibrationError: If sets, a risk or orders are asked for that the run isn't calibrated for.
         """
-        tuned = self._tuned
-        [item] = make_items(tuned.renderer, [example.require_distinct_options()], "medqa")
-        [prediction] = score_items(
-            tuned.model,
-            [item],
-            tuned.device,
-            max_length_tokens=tuned.base.max_length_tokens,
-            batch_tokens=default_batch_tokens(tuned.device),
-        )
-        if prediction.status == "too_long":
-            raise DataError(
-                f"the question takes {len(item.prefix)} tokens, "
-                f"the model takes at most {tuned.base.max_length_tokens}",
-                "shorten the question or its context",
-            )
-        choice, probabilities = prediction.choice, prediction.probabilities
-        explanation, finished = self._explain(example, choice) if explain else (None, None)
+        settings = settings or self._tuned.run.config.serve
+        calibration = self._calibration(settings)
+        found = self._score(example.require_distinct_options(), settings)
+        judgement = _judge(found.prediction, calibration, settings)
+        row = self._explain(example, judgement.choice, settings) if explain else None
         return Answer(
             question=example.question,
-            letter=LETTERS[choice],
-            option=example.options[choice],
-            confidence=probabilities[choice],
-            probabilities=dict(zip(LETTERS, probabilities, strict=False)),
-            explanation=explanation,
-            explanation_finished=finished,
-            model=f"{tuned.base.name} + {tuned.run.path.name}",
+            letter=LETTERS[judgement.choice],
+            option=example.options[judgement.choice],
+            confidence=judgement.confidence,
+            probabilities=dict(zip(LETTERS, judgement.probabilities, strict=False)),
+            explanation=row["explanation"] if row else None,
+            explanation_finished=row["check"]["finished"] if row else None,
+            model=f"{self._tuned.base.name} + {self._tuned.run.path.name}",
+            calibration=self._calibrations.label if self._calibrations and calibration else None,
+            answer_set=tuple(LETTERS[place] for place in judgement.answer_set) if calibration else None,
+            alpha=settings.alpha if calibration else None,
+            abstain=judgement.abstain,
+            reason=judgement.reason,
+            num_orders=found.num_orders,
+            consistency=found.consistency if found.num_orders > 1 else None,
+            explanation_check={**row["check"], "warning": row["warning"]} if row else None,
         )
 
-    def _explain(self, example: Example, choice: int) -> tuple[str, bool]:
-        """Write the explanation that follows the chosen option, and say whether it ended by itself."""
-        tuned = self._tuned
-        ids = tuned.renderer.answer_ids(example, choice)
-        room = tuned.base.max_length_tokens - len(ids)
-        limit = min(tuned.run.config.serve.max_explanation_tokens, room)
-        if limit < 1:
-            return "", False
-        inputs = torch.tensor([ids], device=tuned.device.torch_device)
-        short = tuned.device.out_of_memory_is("write the explanation")
-        with short, torch.inference_mode(), compute_context(tuned.model, tuned.device):
-            output = tuned.model.generate(
-                input_ids=inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=limit,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                eos_token_id=tuned.renderer.stop_ids,
-                pad_token_id=tuned.renderer.stop_ids[0],
+    def _calibration(self, settings: ServeConfig) -> Calibration | None:
+        if self._calibrations is not None:
+            return self._calibrations.for_orders(settings.orders)
+        if settings.max_risk is not None:
+            raise CalibrationError(
+                f"{self._tuned.run.path} is not calibrated: nothing is known of the risk",
+                f"`medqa calibrate {self._tuned.run.path}`",
             )
-        new = output[0, len(ids) :].tolist()
-        finished = bool(new) and new[-1] in tuned.renderer.stop_ids
-        text = tuned.renderer.tokenizer.decode(new, skip_special_tokens=True)
-        return str(text).strip(), finished
+        return None
+
+    def _score(self, example: Example, settings: ServeConfig) -> OrderedPrediction:
+        [found] = score_orders(self._tuned, [example], settings.orders)
+        if found.prediction.status == "too_long":
+            num_tokens, limit = (
+                len(self._tuned.renderer.prefix_ids(example)),
+                self._tuned.base.max_length_tokens,
+            )
+            raise DataError(
+                f"the question takes {num_tokens} tokens, the model takes at most {limit}",
+                "shorten the question or its context",
+            )
+        return found
+
+    def _explain(self, example: Example, choice: int, settings: ServeConfig) -> dict[str, Any]:
+        """Write the explanation of the choice, and check it."""
+        [row] = explain(
+            self._tuned,
+            [example],
+            [choice],
+            batch_tokens=default_batch_tokens(self._tuned.device),
+            max_new_tokens=settings.max_explanation_tokens,
+        )
+        return row
+
+
+def _judge(prediction: Prediction, calibration: Calibration | None, settings: ServeConfig) -> Judgement:
+    if calibration is not None:
+        return calibration.judge(prediction.log_likelihoods, alpha=settings.alpha, max_risk=settings.max_risk)
+    choice, probabilities = prediction.choice, prediction.probabilities
+    return Judgement(choice, probabilities[choice], probabilities, (), abstain=False, reason=None)

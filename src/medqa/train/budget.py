@@ -12,13 +12,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from medqa.errors import ConfigError
+from medqa.trust.fitting import MIN_ROWS
+from medqa.trust.permutation import NumOrders
 
-__all__ = ["Costs", "Speeds", "TimePlan", "explained_rows", "plan_evaluation", "plan_time"]
+__all__ = [
+    "Costs",
+    "Speeds",
+    "TimePlan",
+    "explained_rows",
+    "plan_calibration",
+    "plan_evaluation",
+    "plan_time",
+]
 
 MAX_EPOCHS = 2
 MIN_EXPLANATION_SHARE = 0.25
 # Of the time that is left once everything is loaded, evaluation takes at most this.
 EVALUATION_SHARE = 0.2
+CALIBRATION_SHARE = 0.1
 # Kept for what isn't foreseen: of the time that is left, and seconds.
 MARGIN_SHARE, MARGIN_S = 0.03, 2.0
 MIN_QUESTIONS, MIN_STEPS = 10, 4
@@ -50,6 +61,8 @@ class Costs:
         own_tokens: Tokens of all evaluation questions under our own prompt.
         lm_eval_tokens: Under lm-eval's; 0 if it isn't wanted.
         num_questions: Evaluation questions.
+        num_held_back: Questions held back for calibration.
+        held_back_tokens: Tokens of these, and of those that calibration is chosen by.
     """
 
     short_tokens: int
@@ -58,6 +71,8 @@ class Costs:
     own_tokens: int
     lm_eval_tokens: int
     num_questions: int
+    num_held_back: int = 0
+    held_back_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +87,9 @@ class TimePlan:
         num_questions: Questions to measure on.
         lm_eval: Whether lm-eval's prompt is scored too.
         evaluation_s: Seconds for that.
+        num_calibration: Held-back questions to calibrate on; 0 if there is no time for it.
+        calibration_orders: Numbers of option orders to calibrate for.
+        calibration_s: Seconds for that.
         reasons: Why, a sentence each.
     """
 
@@ -82,6 +100,9 @@ class TimePlan:
     num_questions: int
     lm_eval: bool
     evaluation_s: float
+    num_calibration: int
+    calibration_orders: tuple[NumOrders, ...]
+    calibration_s: float
     reasons: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
@@ -107,7 +128,26 @@ def plan_evaluation(seconds: float, costs: Costs, speeds: Speeds) -> tuple[int, 
     return num_questions, False, needed * num_questions / costs.num_questions
 
 
-def plan_time(seconds: float, costs: Costs, speeds: Speeds, batch_size: int) -> TimePlan:
+def plan_calibration(
+    seconds: float, costs: Costs, speeds: Speeds, num_orders: NumOrders
+) -> tuple[int, tuple[NumOrders, ...], float]:
+    """Choose what to calibrate in some seconds: several option orders, the one given, or that on a part.
+
+    Returns:
+        Number of held-back questions, numbers of option orders, seconds that it takes.
+    """
+    one = costs.held_back_tokens / speeds.score_tokens_per_s
+    if not costs.num_held_back or not one:
+        return 0, (), 0.0
+    if num_orders > 1 and one * num_orders <= seconds:
+        return costs.num_held_back, (1, num_orders), one * num_orders
+    num_rows = min(costs.num_held_back, int(costs.num_held_back * seconds / one))
+    return (num_rows, (1,), one * num_rows / costs.num_held_back) if num_rows >= MIN_ROWS else (0, (), 0.0)
+
+
+def plan_time(
+    seconds: float, costs: Costs, speeds: Speeds, batch_size: int, num_orders: NumOrders = 1
+) -> TimePlan:
     """Divide the time that is left.
 
     Args:
@@ -115,18 +155,22 @@ def plan_time(seconds: float, costs: Costs, speeds: Speeds, batch_size: int) -> 
         costs: What there is to do.
         speeds: How fast it goes.
         batch_size: Rows per optimizer step.
+        num_orders: Option orders to calibrate for, if that fits.
 
     Raises:
         ConfigError: If not even a few steps fit.
     """
     usable = seconds * (1 - MARGIN_SHARE) - MARGIN_S - speeds.save_s
     num_questions, lm_eval, evaluation_s = plan_evaluation(max(0.0, usable) * EVALUATION_SHARE, costs, speeds)
-    training_s = usable - evaluation_s
+    num_calibration, orders, calibration_s = plan_calibration(
+        max(0.0, usable) * CALIBRATION_SHARE, costs, speeds, num_orders
+    )
+    training_s = usable - evaluation_s - calibration_s
     tokens = training_s * speeds.train_tokens_per_s
     least = MIN_STEPS * batch_size * costs.short_tokens / costs.num_rows
     if tokens < min(least, costs.short_tokens):
         missing = (min(least, costs.short_tokens) - tokens) / speeds.train_tokens_per_s
-        missing /= (1 - MARGIN_SHARE) * (1 - EVALUATION_SHARE)
+        missing /= (1 - MARGIN_SHARE) * (1 - EVALUATION_SHARE - CALIBRATION_SHARE)
         raise ConfigError(
             f"--minutes: {MIN_STEPS} steps of {batch_size} rows and {num_questions} questions to measure on "
             f"don't fit into the {max(0.0, seconds):.0f} s that are left after loading",
@@ -142,12 +186,18 @@ def plan_time(seconds: float, costs: Costs, speeds: Speeds, batch_size: int) -> 
         num_questions,
         lm_eval,
         evaluation_s,
+        num_calibration,
+        orders,
+        calibration_s,
         (
             f"{seconds:.0f} s are left: {training_s:.0f} s to train, {evaluation_s:.0f} s to measure, the "
             "rest to save and to spare",
             f"{speeds.train_tokens_per_s:,.0f} tokens/s measured here: {tokens:,.0f} tokens; {reason}",
             f"measured on {num_questions:,} of {costs.num_questions:,} questions under {measured}, at most "
             f"{EVALUATION_SHARE:.0%} of the time",
+            f"calibrated on {num_calibration:,} of {costs.num_held_back:,} questions held back"
+            if num_calibration
+            else "not calibrated: there is no time for it, or too few questions were held back",
         ),
     )
 

@@ -8,7 +8,8 @@ from typing import Any
 from medqa.config import RunConfig, TrainConfig
 from medqa.data.draw import draw_hash, stratified_rows
 from medqa.data.prepared import Pending, begin_corpus
-from medqa.errors import RunError
+from medqa.errors import CalibrationError, RunError
+from medqa.evaluate.calibrate import calibrate_tuned
 from medqa.evaluate.run import evaluate_tuned
 from medqa.files import file_sha256, write_folder, write_json
 from medqa.hardware.selftest_record import last_selftest
@@ -241,11 +242,29 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
             "seconds": {key: round(value, 1) for key, value in seconds.items()},
         },
     )
+    model.eval()
+    tuned = TunedModel(run, prepared.base, device, prepared.renderer, model, tuning.engine.decoder)
+    _calibrate(run, tuning, tuned)
     if tuning.timed is not None:
-        tuned = TunedModel(run, prepared.base, device, prepared.renderer, model, tuning.engine.decoder)
         report = evaluate_tuned(tuned, *tuning.timed.evaluation())
         run.update(report=report["file"])
     return run
+
+
+def _calibrate(run: RunFolder, tuning: _Tuning, tuned: TunedModel) -> None:
+    """Calibrate on what was held back; a run without is a whole run all the same, and says so."""
+    plan, data = run.record.get("plan", {}), tuning.prepared.data
+    clock = time.monotonic()
+    try:
+        if plan and not plan["num_calibration"]:
+            raise CalibrationError("there was no time for it, or too few questions were held back")
+        file = calibrate_tuned(
+            tuned, data, plan.get("calibration_orders", ()), max_rows=plan.get("num_calibration")
+        )
+    except CalibrationError as exc:
+        tuning.notice(f"Not calibrated: {exc.message}. `medqa calibrate {run.path}` calibrates later")
+        return
+    run.update(calibration={**file.summary(), "seconds": round(time.monotonic() - clock, 1)})
 
 
 def _save_adapter(run: RunFolder, model: Any, prepared: Prepared) -> None:

@@ -53,7 +53,8 @@ class TimedRun:
         self._costs, self._speeds = self._all_costs(), Speeds(1.0, 1.0, SAVE_S)
 
     def _all_costs(self) -> Costs:
-        rows = self._prepared.rows
+        rows, data = self._prepared.rows, self._prepared.data
+        held = make_items(self._prepared.renderer, [*data.calibration, *data.selection], "medqa")
         own_tokens = _num_tokens(self._items)
         lm_eval_tokens = 0
         if self._prepared.config.evaluate.lm_eval:  # as long as our own, times what some of them show
@@ -68,6 +69,8 @@ class TimedRun:
             own_tokens=own_tokens,
             lm_eval_tokens=lm_eval_tokens,
             num_questions=len(self._items),
+            num_held_back=len(data.calibration),
+            held_back_tokens=_num_tokens(held),
         )
 
     @property
@@ -84,7 +87,8 @@ class TimedRun:
         train_rate = self._train_rate(model, engine, limit)
         self._speeds = Speeds(train_rate, self._score_rate(model, engine), SAVE_S)
         batch_size = self._prepared.config.train.batch_size
-        plan = plan_time(self._seconds_left, self._costs, self._speeds, batch_size)
+        orders = self._prepared.config.evaluate.orders
+        plan = plan_time(self._seconds_left, self._costs, self._speeds, batch_size, orders)
         for reason in plan.reasons:
             log.info("Plan: %s", reason)
         asked = self._prepared.config.train
@@ -176,7 +180,13 @@ class TimedRun:
         if num_questions < self._costs.num_questions:
             data = data.model_copy(update={"max_eval_rows": num_questions})
         questions = self._questions if data is config.data else evaluation_set(data, config.train.seed)
-        return questions, config.evaluate.model_copy(update={"lm_eval": lm_eval and config.evaluate.lm_eval})
+        scores_only = {
+            "lm_eval": lm_eval and config.evaluate.lm_eval,
+            "orders": 1,
+            "explanations": 0,
+            "traps": 0,
+        }
+        return questions, config.evaluate.model_copy(update=scores_only)
 
 
 def _num_tokens(items: Sequence[Item]) -> int:

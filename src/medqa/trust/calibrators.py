@@ -41,7 +41,8 @@ def padded(rows: Sequence[Sequence[float]], fill: float = -np.inf) -> FloatArray
         Returns (N, L), L the longest row.
     """
     width = max((len(row) for row in rows), default=0)
-    return np.array([[*row, *[fill] * (width - len(row))] for row in rows], dtype=float).reshape(-1, width)
+    filled = [[*row, *[fill] * (width - len(row))] for row in rows]
+    return np.array(filled, dtype=float).reshape(len(rows), width)
 
 
 def softmax_rows(logits: FloatArray) -> FloatArray:
@@ -61,19 +62,6 @@ def row_losses(probabilities: FloatArray, answers: IntArray) -> FloatArray:
         probabilities: (N, L). answers, returns: (N,).
     """
     return np.asarray(-np.log(np.maximum(probabilities[np.arange(len(answers)), answers], 1e-12)))
-
-
-def _whole_losses(logits: FloatArray, answers: IntArray) -> FloatArray:
-    """Give each question's negative log-likelihood without a bound, for fitting.
-
-    Under a bound, the loss of all temperatures at which a wrong answer is very sure would be equal.
-
-    Shapes:
-        logits: (N, L). answers, returns: (N,).
-    """
-    highest = logits.max(axis=1)
-    total = np.log(np.exp(logits - highest[:, None]).sum(axis=1)) + highest
-    return np.asarray(total - logits[np.arange(len(answers)), answers])
 
 
 def _numbers(values: dict[str, Any], *names: str) -> list[tuple[float, ...]]:
@@ -126,12 +114,15 @@ class Temperature:
     @classmethod
     def fit(cls, log_likelihoods: FloatArray, answers: IntArray) -> "Temperature":
         """Take the temperature of least negative log-likelihood."""
-        # A right option without any likelihood has none at any temperature.
-        told = np.isfinite(log_likelihoods[np.arange(len(answers)), answers])
-        values, right = log_likelihoods[told], answers[told]
+        values = log_likelihoods - log_likelihoods.max(axis=1, keepdims=True)
+        right = values[np.arange(len(answers)), answers]
+        told = np.isfinite(right)  # what has no likelihood has none at any temperature
+        values, right = values[told], right[told]
 
         def loss(log_temperature: float) -> float:
-            return float(_whole_losses(values / np.exp(log_temperature), right).sum() / len(answers))
+            # Not bounded as `row_losses` is: all temperatures that are far too low would look alike.
+            scale = np.exp(-log_temperature)
+            return float((np.log(np.exp(values * scale).sum(axis=1)) - right * scale).sum())
 
         bounds = tuple(np.log(_TEMPERATURES))
         found = scipy.optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
@@ -188,12 +179,8 @@ class VectorScaling:
             gradient = np.concatenate([(error * values).mean(axis=0), error.mean(axis=0)])
             return float(row_losses(probabilities, answers).mean()), gradient
 
-        start = np.concatenate(
-            [
-                np.full(width, 1 / Temperature.fit(log_likelihoods, answers).temperature),
-                np.zeros(width),
-            ]
-        )
+        temperature = Temperature.fit(log_likelihoods, answers).temperature
+        start = np.repeat([1 / temperature, 0.0], width)
         found = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500})
         biases = found.x[width:] - found.x[width:].mean()
         return cls(tuple(map(float, found.x[:width])), tuple(map(float, biases)))

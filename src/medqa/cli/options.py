@@ -1,0 +1,19 @@
+"""The arguments and options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["Json", "Run", "Settings", "Trust"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=V", help="Change one setting; may be repeated."),
+]
+Trust = Annotated[
+    str | None,
+    typer.Option("--trust-remote-code", metavar="NAME", help="Run's base model whose own code may run."),
+]

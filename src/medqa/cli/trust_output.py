@@ -1,0 +1,269 @@
+"""How calibrations, reports, comparisons and answers look on a terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from medqa.records import LETTERS, Answer
+from medqa.trust.store import CalibrationFile
+
+__all__ = ["print_answer", "print_calibration", "print_comparison", "print_report"]
+
+BAR_WIDTH = 24
+MIN_SUBJECT_ROWS = 10
+SIGNIFICANT = 0.05
+
+PROMPT_NAMES = {"medqa": "own", "lm_eval": "lm-eval's"}
+
+
+def _interval(score: dict[str, Any]) -> str:
+    low, high = score["accuracy_interval"]
+    return f"{100 * score['accuracy']:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print the scores of base and tuned model, and the subjects."""
+    console = Console(emoji=False, highlight=False)
+    data = report["data"]
+    title = f"{report['base_model']} on {data['name']}, {data['split']}"
+    if not report["whole_split"]:
+        title += f": {data['num_used']:,} of {data['num_with_key']:,} questions"
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD)
+    for name in ("prompt", "model", "n", "accuracy (95 % CI)", "NLL", "Brier", "ECE"):
+        table.add_column(name, justify="left" if name in ("prompt", "model") else "right")
+    for prompt, scores in report["scores"].items():
+        for model in ("base", "tuned"):
+            score = scores[model]
+            table.add_row(
+                PROMPT_NAMES[prompt] if model == "base" else "",
+                model,
+                f"{score['num_questions']:,}",
+                _interval(score),
+                f"{score['nll']:.3f}",
+                f"{score['brier']:.3f}",
+                f"{score['ece']:.3f}",
+            )
+    console.print(table)
+    for prompt, scores in report["scores"].items():
+        change = scores["change"]
+        console.print(
+            f"Change, {PROMPT_NAMES[prompt]} prompt: {100 * change['accuracy_gain']:+.1f} points; "
+            f"{change['num_fixed']} questions gained, {change['num_broken']} lost; "
+            f"McNemar p = {change['mcnemar_p']:.2g}"
+            + ("" if change["mcnemar_p"] < SIGNIFICANT else ": within what chance alone gives")
+        )
+        if scores["tuned"]["num_too_long"]:
+            console.print(f"  {scores['tuned']['num_too_long']} questions were too long and not scored")
+    _print_leaks(console, report)
+    _print_trust(console, report)
+    _print_subjects(console, report)
+    for text in report["not_measured"]:
+        console.print(escape(text))
+    page = report["file"].replace(".json", ".html")
+    console.print(
+        escape(f"Written to {report['run']}/{page}, {report['file']} and the predictions beside them")
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _range(interval: Sequence[float]) -> str:
+    return f"({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+
+
+def _print_trust(console: Console, report: dict[str, Any]) -> None:
+    """Say how far the tuned model's answers can be trusted."""
+    _print_calibrated(console, report["calibration"])
+    if orders := report["orders"]:
+        console.print(
+            f"Option orders: asked in {orders['num_orders']}, a question has the same answer in "
+            f"{_share(orders['consistency'])} of them ({_share(orders['consistency_when_right'])} where "
+            f"it is right, {_share(orders['consistency_when_wrong'])} where it is wrong)"
+        )
+    if found := report["explanations"]:
+        agreement = found["agreement"]
+        console.print(
+            f"Explanations, {found['num_written']} of them: {_share(agreement['share'])} point to the given "
+            f"answer when read alone, {_share(found['names_choice'])} name it, {_share(found['finished'])} "
+            f"end by themselves, {_share(found['loops'])} repeat themselves"
+        )
+    if report["traps"]:
+        table = Table(title="Traps: the same questions, spoilt", box=box.SIMPLE_HEAD)
+        for name in ("trap", "n", "accuracy", "confidence", "before"):
+            table.add_column(name, justify="left" if name == "trap" else "right")
+        for trap in report["traps"]:
+            table.add_row(
+                escape(trap["title"].rstrip(".")),
+                str(trap["num_questions"]),
+                _share(trap["accuracy"]),
+                _share(trap["confidence"]),
+                _share(trap["confidence_plain"]),
+            )
+        console.print(table)
+
+
+def _print_calibrated(console: Console, found: dict[str, Any]) -> None:
+    if not found["calibrated"]:
+        console.print(escape(f"Not calibrated: {found['reason']}. Confidence is the model's own"))
+        return
+    score = found["score"]
+    low, high = score["ece_interval"]
+    console.print(
+        f"Calibrated ({found['method']}): ECE {score['ece']:.3f} ({low:.3f}-{high:.3f}; chance alone gives "
+        f"{score['ece_by_chance']:.3f}), confidence {_share(score['mean_confidence'])} on average"
+    )
+    surest = score["accuracy_at_coverage"].items()
+    console.print("Right among the surest: " + ", ".join(f"{float(c):.0%}: {_share(a)}" for c, a in surest))
+    for one in found["sets"]["lac"].values():
+        console.print(
+            f"Answer sets of {one['target']:.0%}: {_share(one['coverage'])} {_range(one['coverage_interval'])} hold "
+            f"the right option, {one['mean_size']:.2f} options on average"
+        )
+    for row in found["abstention"]:
+        if row.get("num_answered"):
+            console.print(
+                f"At most {row['max_risk']:.0%} wrong: answers from {row['threshold']:.0%} confidence on, "
+                f"{_share(row['coverage'])} of the questions; {_share(row['risk'])} "
+                f"{_range(row['risk_interval'])} of them wrong"
+            )
+    if missed := [f"{row['max_risk']:.0%}" for row in found["abstention"] if row["threshold"] is None]:
+        console.print(f"At most {' or '.join(missed)} wrong: no confidence is enough to promise that")
+
+
+def _print_leaks(console: Console, report: dict[str, Any]) -> None:
+    leaks = report["leaks"]
+    if not leaks["looked_for"]:
+        console.print(escape(f"Leaks from training were not looked for: {leaks['reason']}"))
+        return
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in leaks["counts"].items() if count)
+    console.print(
+        f"Leaks: {leaks['num_flagged']:,} of {report['data']['num_used']:,} questions are flagged"
+        + (f" ({counts})" if counts else "")
+    )
+    for prompt, scores in report["scores"].items():
+        if without := scores["without_flagged"]:
+            console.print(
+                f"  without them, {PROMPT_NAMES[prompt]} prompt: base {_interval(without['base'])}, "
+                f"tuned {_interval(without['tuned'])}"
+            )
+
+
+def _print_subjects(console: Console, report: dict[str, Any]) -> None:
+    scores = report["scores"]["medqa"]
+    base, tuned = scores["base"]["subjects"], scores["tuned"]["subjects"]
+    large = {name: score for name, score in tuned.items() if score["num_questions"] >= MIN_SUBJECT_ROWS}
+    if large:
+        table = Table(title="By subject, own prompt", box=box.SIMPLE_HEAD)
+        table.add_column("subject")
+        for name in ("n", "base", "tuned (95 % CI)"):
+            table.add_column(name, justify="right")
+        for subject, score in large.items():
+            before = f"{100 * base[subject]['accuracy']:.1f} %" if subject in base else ""
+            table.add_row(escape(subject), f"{score['num_questions']:,}", before, _interval(score))
+        console.print(table)
+    if small := len(tuned) - len(large):
+        console.print(f"{small} subjects with fewer than {MIN_SUBJECT_ROWS} questions: see report.json")
+
+
+def print_calibration(run: Path, file: CalibrationFile) -> None:
+    """Print what calibration found, for each number of option orders."""
+    console = Console(emoji=False, highlight=False)
+    used = file.record["data"]["num_used"]
+    console.print(
+        f"Calibrated on {used['calibration']:,} questions that were held back from training; the method was "
+        f"chosen by {used['selection']:,} others"
+    )
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("orders", "method", "accuracy", "confidence", "ECE", "NLL"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for number, found in sorted(file.by_orders.items()):
+        before, after = found.account["before"], found.account["after"]
+        values = found.calibrator.to_json().items()
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in values if isinstance(value, float))
+        table.add_row(
+            str(number),
+            numbers or found.calibrator.method,
+            _share(after["accuracy"]),
+            f"{_share(before['mean_confidence'])} -> {_share(after['mean_confidence'])}",
+            f"{before['ece']:.3f} -> {after['ece']:.3f}",
+            f"{before['nll']:.3f} -> {after['nll']:.3f}",
+        )
+    console.print(table)
+    console.print(escape(f"Written to {run}/adapter/calibration.json"))
+
+
+def print_comparison(found: dict[str, Any]) -> None:
+    """Print two runs on the same questions."""
+    console = Console(emoji=False, highlight=False)
+    for name, run, base in zip("AB", found["runs"], found["base_models"], strict=True):
+        console.print(escape(f"{name}  {run}  ({base})"))
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("measure", "A", "B", "B - A (95 % CI)", "p"):
+        table.add_column(name, justify="left" if name == "measure" else "right")
+    for prompt, one in found["prompts"].items():
+        low, high = one["accuracy_gain_interval"]
+        table.add_row(
+            f"accuracy, {PROMPT_NAMES[prompt]} prompt",
+            *map(_share, one["accuracy"]),
+            f"{100 * one['accuracy_gain']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+            f"{one['mcnemar_p']:.2g}",
+        )
+    for key, name in (("nll", "NLL"), ("brier", "Brier"), ("ece", "ECE")):
+        one = found["confidence"][key]
+        low, high = one["change_interval"]
+        change = f"{one['change']:+.3f} ({low:+.3f} to {high:+.3f})"
+        table.add_row(name, *(f"{value:.3f}" for value in one["each"]), change, "")
+    console.print(table)
+    if raw := [n for n, done in zip("AB", found["confidence"]["calibrated"], strict=True) if not done]:
+        console.print(
+            f"Not calibrated: {' and '.join(raw)}; those measures are of the model's own confidence"
+        )
+    one = found["prompts"]["medqa"]
+    console.print(
+        f"{one['num_fixed']} questions only B has right, {one['num_broken']} only A"
+        + ("" if one["mcnemar_p"] < SIGNIFICANT else ": within what chance alone gives")
+    )
+
+
+def print_answer(answer: Answer, options: Sequence[str]) -> None:
+    """Print an answer: a bar for each option, how far to trust it, the explanation, the notice."""
+    console = Console(emoji=False, highlight=False)
+    console.print(escape(answer.question))
+    for letter, option in zip(LETTERS, options, strict=False):
+        share = answer.probabilities[letter]
+        bar = "\u2588" * round(share * BAR_WIDTH)
+        mark = ">" if letter == answer.letter else " "
+        console.print(f"{mark} {letter}. {share:6.1%} [cyan]{bar:<{BAR_WIDTH}}[/] {escape(option)}")
+    console.print()
+    _print_verdict(console, answer)
+    if answer.explanation is not None:
+        console.print()
+        console.print(escape(answer.explanation) or "(the model wrote no explanation)")
+        if warning := (answer.explanation_check or {}).get("warning"):
+            console.print(f"[yellow]Beware: {escape(warning)}[/]")
+    console.print(f"\n[dim]{answer.notice}[/]")
+
+
+def _print_verdict(console: Console, answer: Answer) -> None:
+    confidence = f"confidence {answer.confidence:.0%}"
+    if answer.calibration is None:
+        confidence += ", the model's own: not calibrated"
+    best = f"{answer.letter}. {escape(answer.option)}"
+    if answer.abstain:
+        console.print(f"[bold yellow]Not sure enough to answer[/]: {answer.reason}")
+        console.print(f"Best guess: {best} ({confidence})")
+    else:
+        console.print(f"[bold]Answer: {best}[/] ({confidence})")
+        if answer.reason:
+            console.print(f"Sure enough: {answer.reason}")
+    if answer.answer_set is not None and answer.alpha is not None:
+        console.print(f"Still in question, {1 - answer.alpha:.0%} sure: {' or '.join(answer.answer_set)}")
+    if answer.consistency is not None:
+        console.print(f"The same answer in {answer.consistency:.0%} of {answer.num_orders} option orders")

@@ -1,0 +1,201 @@
+"""Calibrate a run on questions that were held back from its training, never on those it is measured on."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medqa.data.corpus import TrainingData
+from medqa.data.draw import sample
+from medqa.data.prepared import begin_corpus
+from medqa.errors import CalibrationError
+from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
+from medqa.evaluate.score import choose_decoder, make_items
+from medqa.model.tuned import TunedModel, load_tuned
+from medqa.progress import track
+from medqa.records import Example
+from medqa.runs import RunFolder, provenance
+from medqa.trust.calibration import Calibration, LogLikelihoods
+from medqa.trust.calibrators import cross_fitted, row_losses, softmax_rows
+from medqa.trust.fitting import MIN_ROWS, fit_calibration
+from medqa.trust.metrics import expected_calibration_error
+from medqa.trust.permutation import NumOrders
+from medqa.trust.store import CalibrationFile, Identity
+
+__all__ = ["calibrate", "calibrate_tuned", "identity_of", "load_calibration", "num_calibration_rows"]
+
+log = logging.getLogger(__name__)
+
+# Scored at about 4 questions a second on two cores: as much time as a short training.
+NUM_ROWS_ON_CPU = 300
+
+
+def calibrate(
+    path: Path,
+    orders: Sequence[NumOrders] = (),
+    *,
+    max_rows: int | None = None,
+    trust_remote_code: str | None = None,
+) -> CalibrationFile:
+    """Calibrate a finished run anew; see `calibrate_tuned`.
+
+    Args:
+        path: Run folder.
+        orders: Numbers of option orders to calibrate for; as `calibrate_tuned` if none.
+        max_rows: Calibrate on at most this many questions; as the run's settings say if not given.
+        trust_remote_code: Name of the base model, if its own code may run.
+
+    Raises:
+        CalibrationError: If the held-back questions are not the run's own any more, or too few.
+        MedQAError: Of the kind that says what else is wrong.
+    """
+    run = RunFolder.open(path)
+    questions = begin_corpus(run.config.data, run.config.train.seed)
+    try:
+        tuned = load_tuned(path, trust_remote_code)
+        data = questions.result()
+    finally:
+        questions.cancel()
+    for name in ("calibration", "selection"):
+        if data.record["splits"][name] != run.record["data"]["splits"][name]:
+            raise CalibrationError(
+                f"{path}: the {name} questions are not those that were held back from its training",
+                "put the data back as it was, or train again; other questions may have been trained on",
+            )
+    return calibrate_tuned(tuned, data, orders, max_rows=max_rows)
+
+
+def num_calibration_rows(tuned: TunedModel, data: TrainingData, max_rows: int | None = None) -> int:
+    """Say how many questions to calibrate on: all that were held back, or as many as the settings say."""
+    asked = max_rows or tuned.run.config.evaluate.calibration_rows
+    if asked == "auto":
+        asked = NUM_ROWS_ON_CPU if tuned.device.is_cpu else len(data.calibration)
+    return min(asked, len(data.calibration))
+
+
+def calibrate_tuned(
+    tuned: TunedModel,
+    data: TrainingData,
+    orders: Sequence[NumOrders] = (),
+    *,
+    max_rows: int | None = None,
+) -> CalibrationFile:
+    """Fit calibrations to the held-back questions, and write calibration.json into the adapter folder.
+
+    Args:
+        tuned: The model.
+        data: Its training questions, of which those for calibration and selection are used.
+        orders: Numbers of option orders to calibrate for; the order as given and the run's setting if none.
+        max_rows: Calibrate on at most this many questions; as the run's settings say if not given.
+
+    Raises:
+        CalibrationError: If too few questions were held back.
+    """
+    start, num_rows = time.monotonic(), num_calibration_rows(tuned, data, max_rows)
+    if num_rows < MIN_ROWS:
+        raise CalibrationError(
+            f"{num_rows} questions to calibrate on, at least {MIN_ROWS} are needed: "
+            f"{len(data.calibration):,} were held back from training",
+            "hold back more and train again: --set data.calibration_share=0.2",
+        )
+    if num_rows < len(data.calibration):
+        log.info(
+            "Calibrating on %s of %s held-back questions; all of them: --rows %d",
+            *(f"{n:,}" for n in (num_rows, len(data.calibration))),
+            len(data.calibration),
+        )
+    seed, share = tuned.run.config.train.seed, num_rows / len(data.calibration)
+    fit = sample(data.calibration, num_rows, seed, "calibration")
+    choose = sample(data.selection, round(share * len(data.selection)), seed, "calibration")
+    by_orders: dict[int, Calibration] = {}
+    wanted = sorted({*orders} or {1, tuned.run.config.evaluate.orders})
+    items = make_items(tuned.renderer, fit, "medqa")
+    decoder = tuned.decoder
+    if decoder is None and tuned.run.config.train.fast_path:
+        decoder = choose_decoder(
+            tuned.model, items, tuned.device, max_length_tokens=tuned.base.max_length_tokens
+        )
+    with track("Calibrating", sum(count_askings([*fit, *choose], number) for number in wanted)) as task:
+        known = None
+        for number in wanted:
+            scored = score_orders(tuned, [*fit, *choose], number, decoder=decoder, known=known, task=task)
+            if number == 1:
+                known = [one.prediction for one in scored]
+            elif known is not None:  # the first order was scored already
+                task.advance(len(known))
+            by_orders[number] = _fit(fit, choose, scored)
+    splits = data.record["splits"]
+    file = CalibrationFile(
+        identity_of(tuned),
+        by_orders,
+        {
+            "data": {
+                "name": data.record["name"],
+                "num_used": {"calibration": len(fit), "selection": len(choose)},
+                **{name: splits[name] for name in ("calibration", "selection")},
+            },
+            "seconds": round(time.monotonic() - start, 1),
+            **provenance(),
+        },
+    )
+    file.write(tuned.run.adapter)
+    return file
+
+
+def identity_of(tuned: TunedModel) -> Identity:
+    """Say which adapter, base model and prompt a calibration of this model holds for."""
+    record = tuned.run.record
+    return Identity(record["adapter_sha256"], record["base_model"]["fingerprint"], tuned.renderer.sha256)
+
+
+def load_calibration(tuned: TunedModel) -> CalibrationFile | None:
+    """Read the calibration shipped with the adapter; None if there is none.
+
+    Raises:
+        CalibrationError: If it is damaged or another model's.
+    """
+    return CalibrationFile.read(tuned.run.adapter, identity_of(tuned))
+
+
+def _fit(
+    fit: Sequence[Example], choose: Sequence[Example], scored: Sequence[OrderedPrediction]
+) -> Calibration:
+    def values(examples: Sequence[Example], found: Sequence[OrderedPrediction]) -> LogLikelihoods:
+        kept = [
+            (one.prediction.log_likelihoods, e.answer, e.subject)
+            for e, one in zip(examples, found, strict=True)
+            if one.prediction.status == "scored" and e.answer is not None
+        ]
+        return LogLikelihoods.of([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept])
+
+    on, by = values(fit, scored[: len(fit)]), values(choose, scored[len(fit) :])
+    calibration = fit_calibration(on, by)
+    after = cross_fitted(type(calibration.calibrator), on.values, on.answers)
+    measured = {"before": _measure(softmax_rows(on.values), on), "after": _measure(after, on)}
+    return dataclasses.replace(calibration, account={**calibration.account, **measured})
+
+
+def _measure(probabilities: Any, questions: LogLikelihoods) -> dict[str, Any]:
+    """Measure calibration, over all and in each subject, on questions that none was fitted on."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == questions.answers
+    losses = row_losses(probabilities, questions.answers)
+    subjects = np.array([subject or "(none)" for subject in questions.subjects])
+
+    def part(rows: Any) -> dict[str, Any]:
+        return {
+            "num_questions": len(losses[rows]),
+            "accuracy": float(correct[rows].mean()),
+            "mean_confidence": float(confidence[rows].mean()),
+            "nll": float(losses[rows].mean()),
+        }
+
+    return {
+        **part(slice(None)),
+        "ece": expected_calibration_error(confidence, correct),
+        "subjects": {str(name): part(subjects == name) for name in np.unique(subjects)},
+    }

@@ -1,0 +1,107 @@
+"""Questions asked in several option orders: one answer from all of them, and how steady it is."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from medqa.data.draw import free_places, reordered
+from medqa.evaluate.score import default_batch_tokens, make_items, score_items
+from medqa.model.decoder import PackedDecoder
+from medqa.model.tuned import TunedModel
+from medqa.progress import Task
+from medqa.records import Example, Prediction
+from medqa.trust.permutation import NumOrders, consistency, mapped_back, option_orders
+
+__all__ = ["OrderedPrediction", "count_askings", "score_orders"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OrderedPrediction:
+    """What a model made of one question in several orders.
+
+    Attributes:
+        prediction: Over all orders: the mean log-probability of each option. "too_long" if any order was.
+        consistency: Share of the orders with the same answer as over all of them.
+        placed: In each order, the place where the model's choice stood.
+        num_orders: Orders that it was asked in: fewer where options must keep their place.
+    """
+
+    prediction: Prediction
+    consistency: float
+    placed: tuple[int, ...]
+    num_orders: int
+
+
+def count_askings(examples: Sequence[Example], num_orders: NumOrders) -> int:
+    """Count the questions to be scored, each order by itself."""
+    return sum(len(option_orders(len(e.options), num_orders, free_places(e))) for e in examples)
+
+
+def score_orders(
+    tuned: TunedModel,
+    examples: Sequence[Example],
+    num_orders: NumOrders,
+    *,
+    adapted: bool = True,
+    decoder: PackedDecoder | None = None,
+    batch_tokens: int | None = None,
+    known: Sequence[Prediction] | None = None,
+    task: Task | None = None,
+) -> list[OrderedPrediction]:
+    """Score every question in every order, all of them in the same passes.
+
+    Args:
+        tuned: The model.
+        examples: Questions.
+        num_orders: As `option_orders` takes it.
+        adapted: Whether the adapter applies; without it, this is the base model.
+        decoder: The packed way through the model, if there is one.
+        batch_tokens: Tokens per pass.
+        known: Predictions in the order given, which then are not made again.
+        task: Told of progress.
+    """
+    orders = [option_orders(len(e.options), num_orders, free_places(e)) for e in examples]
+    first = 1 if known is not None else 0
+    asked = [reordered(e, order) for e, own in zip(examples, orders, strict=True) for order in own[first:]]
+    scored = iter(
+        score_items(
+            tuned.model,
+            make_items(tuned.renderer, asked, "medqa"),
+            tuned.device,
+            max_length_tokens=tuned.base.max_length_tokens,
+            batch_tokens=batch_tokens or default_batch_tokens(tuned.device),
+            adapted=adapted,
+            decoder=decoder,
+            task=task,
+        )
+    )
+    return [
+        _together(
+            example,
+            own,
+            [*([known[number]] if known is not None else []), *(next(scored) for _ in own[first:])],
+        )
+        for number, (example, own) in enumerate(zip(examples, orders, strict=True))
+    ]
+
+
+def _together(
+    example: Example, orders: Sequence[tuple[int, ...]], predictions: Sequence[Prediction]
+) -> OrderedPrediction:
+    """Put what was given by place back to options, and take the mean."""
+    blank = Prediction(example.id, example.subject, len(example.options), example.answer, "too_long")
+    if any(p.status != "scored" for p in predictions):
+        return OrderedPrediction(blank, 0.0, (), len(orders))
+    values = np.array(
+        [mapped_back(np.log(p.probabilities).tolist(), o) for p, o in zip(predictions, orders, strict=True)]
+    )
+    # One order is left as the model gave it: nothing is to be averaged.
+    mean = predictions[0].log_likelihoods if len(orders) == 1 else tuple(map(float, values.mean(axis=0)))
+    prediction = dataclasses.replace(blank, status="scored", log_likelihoods=mean)
+    return OrderedPrediction(
+        prediction,
+        consistency(values, prediction.choice),
+        tuple(p.choice for p in predictions),
+        len(orders),
+    )

@@ -1,0 +1,302 @@
+"""The page that tells how right a tuned model is and how far to trust it: report.html.
+
+One file that loads nothing from anywhere. Its numbers are those of report.json; what is on it is put together
+here, `charts` draws, and `report.html.j2` lays it out.
+"""
+
+import datetime
+import importlib.resources
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from medqa.evaluate import charts
+from medqa.evaluate.report import COVERAGES
+from medqa.files import write_text
+from medqa.records import LETTERS, NOTICE
+from medqa.trust.conformal import MIN_GROUP_ROWS
+
+__all__ = ["report_view", "write_report_page"]
+
+MIN_SUBJECT_ROWS = 10
+"""Fewer questions than this say nothing of a subject."""
+SHOWN_ALPHA = "0.1"
+"""Whose answer sets are shown by subject: those that answers come with."""
+
+_SECTIONS = {name: f"evaluate.{name}=" for name in ("lm_eval", "orders", "explanations", "traps")}
+_METHODS = {
+    "lac": ("LAC", "options by their own probability: the smallest sets"),
+    "aps": ("APS", "options by the probability that adds up: larger sets for harder questions"),
+}
+_PROMPTS = {"medqa": "Own prompt", "lm_eval": "lm-eval's prompt"}
+
+Record = dict[str, Any]
+
+
+def write_report_page(report: Record, worst: Sequence[Record], path: Path) -> None:
+    """Write the page.
+
+    Args:
+        report: The content of report.json.
+        worst: Wrong answers of highest confidence, with the texts of their questions.
+        path: The HTML file.
+    """
+    files = {"report.html.j2": "medqa.evaluate", "report.css": "medqa.evaluate", "page.css": "medqa.data"}
+    texts = {
+        name: (importlib.resources.files(package) / name).read_text(encoding="utf-8")
+        for name, package in files.items()
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader(texts),
+        autoescape=True,  # the questions are other people's text, and may hold markup
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= charts.FILTERS
+    write_text(path, environment.get_template("report.html.j2").render(report_view(report, worst)))
+
+
+def report_view(report: Record, worst: Sequence[Record]) -> Record:
+    """Put together everything that the page shows.
+
+    Args:
+        report: The content of report.json.
+        worst: As `write_report_page` takes them.
+    """
+    own = report["scores"]["medqa"]
+    calibration = report["calibration"] or {"calibrated": False, "reason": "the model was not calibrated"}
+    score = calibration["score"] if calibration["calibrated"] else own["tuned"]
+    before = own["tuned"]["reliability"] if calibration["calibrated"] else ()
+    return {
+        **{name: report[name] for name in ("run", "base_model", "whole_split", "data", "leaks", "traps")},
+        **{name: report[name] for name in ("orders", "not_measured", "file")},
+        "explanations": _explanations(report["explanations"]),
+        "notice": NOTICE,
+        "name": _short(report["run"]),
+        "questions": _short(report["data"]["name"]),
+        "base": own["base"],
+        "tuned": own["tuned"],
+        "change": own["change"],
+        "score": score,
+        "calibration": calibration,
+        "missing": {name: _missing(report["not_measured"], mark) for name, mark in _SECTIONS.items()},
+        "comparisons": _comparisons(report["scores"]),
+        "measures": _measures(own, calibration),
+        "surest": max((b for b in score["reliability"] if b["num_questions"] >= 20), key=_low, default=None),
+        "reliability": charts.reliability_chart(score["reliability"], before),
+        "risk": charts.risk_chart(score, own["base"], COVERAGES),
+        "coverages": [str(coverage) for coverage in COVERAGES],
+        "sets": _sets(calibration),
+        "set_subjects": _set_subjects(calibration),
+        "letters": _letters(own["tuned"]["letters"], report["orders"]),
+        "kept": charts.kept_chart((report["explanations"] or {}).get("truncation") or ()),
+        "trap_rows": [_trap(trap) for trap in report["traps"] or ()],
+        "subjects": _subjects(own, score),
+        "min_subject_rows": MIN_SUBJECT_ROWS,
+        "min_group_rows": MIN_GROUP_ROWS,
+        "worst": [_card(row) for row in worst],
+        "provenance": _provenance(report, calibration),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
+    }
+
+
+def _low(found: Record) -> float:
+    return float(found["low"])
+
+
+def _short(name: str) -> str:
+    """Shorten a folder of this machine to its own name; a name on the Hub stays whole."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def _missing(sentences: Sequence[str], mark: str) -> str:
+    """Find the sentence that says how to get what was left out."""
+    return next((sentence for sentence in sentences if mark in sentence), "Not measured this time.")
+
+
+def _comparisons(scores: Record) -> list[Record]:
+    rows = []
+    for prompt in (name for name in _PROMPTS if name in scores):
+        found = scores[prompt]
+        rows.append({"name": _PROMPTS[prompt], "flagged": False, **found})
+        if found["without_flagged"]:
+            rows.append({"name": _PROMPTS[prompt], "flagged": True, **found["without_flagged"]})
+    return rows
+
+
+def _measures(own: Record, calibration: Record) -> Record:
+    """Lay measures of confidence side by side: base, tuned, and tuned after calibration."""
+    columns = {"Base": own["base"], "Tuned": own["tuned"]}
+    if calibration["calibrated"]:
+        columns["Tuned, calibrated"] = calibration["score"]
+    scores = list(columns.values())
+
+    def three(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}"
+
+    def ends(pair: Sequence[float] | None) -> str:
+        return f"{pair[0]:.3f} to {pair[1]:.3f}" if pair else ""
+
+    def row(name: str, why: str, key: str, write: Any, between: Any) -> Record:
+        cells = [(write(score.get(key)), between(score.get(f"{key}_interval"))) for score in scores]
+        return {"name": name, "why": why, "cells": cells}
+
+    share, gap = (charts.percent, charts.interval), (charts.points, charts.point_interval)
+    over = [(charts.signed_points(s["mean_confidence"] - s["accuracy"]), "") for s in scores]
+    return {
+        "columns": list(columns),
+        "rows": [
+            row("Right", "share of right answers", "accuracy", *share),
+            row("Mean confidence", "should equal the share of right answers", "mean_confidence", *share),
+            {"name": "Confidence less right", "why": "above 0: too sure", "cells": over},
+            row("ECE, bins of equal width", "mean gap of confidence and truth; 0 is best", "ece", *gap),
+            row("The same by chance alone", "if every confidence were true", "ece_by_chance", *gap),
+            row("ECE, bins of equal size", "0 is best", "ece_equal_mass", *gap),
+            row("AUROC", "tells right from wrong: 0.5 not at all, 1 always", "auroc", three, ends),
+            row("AURC", "mean share of wrong answers, the surest first; 0 is best", "aurc", three, ends),
+            row("NLL", "surprise at the truth, in nats; 0 is best", "nll", three, ends),
+            row("Brier score", "squared distance from the truth, 0 to 2; 0 is best", "brier", three, ends),
+        ],
+    }
+
+
+def _against(ends: Sequence[float], target: float) -> str:
+    """Say whether a share is off its target by more than chance."""
+    return "below" if ends[1] < target else "above" if ends[0] > target else ""
+
+
+def _sets(calibration: Record) -> list[Record]:
+    rows = []
+    for method, by_alpha in calibration.get("sets", {}).items():
+        name, why = _METHODS[method]
+        for found in by_alpha.values():
+            total = found["num_questions"]
+            sizes = [
+                {"size": int(size), "count": count, "share": 100 * count / total}
+                for size, count in found["sizes"].items()
+            ]
+            off = _against(found["coverage_interval"], found["target"])
+            rows.append({**found, "method": name, "why": why, "sizes": sizes, "off": off})
+    return rows
+
+
+def _set_subjects(calibration: Record) -> list[Record]:
+    """Tell coverage by subject, of the sets that answers come with."""
+    found = calibration.get("sets", {}).get("lac", {}).get(SHOWN_ALPHA)
+    if found is None:
+        return []
+    within = found.get("within_subjects", {})
+    return [
+        {
+            **row,
+            "name": name,
+            "target": found["target"],
+            "off": _against(row["coverage_interval"], found["target"]),
+            "within": within.get(name),
+            "few": row["num_questions"] < MIN_SUBJECT_ROWS,
+        }
+        for name, row in found["subjects"].items()
+    ]
+
+
+def _letters(letters: Record, orders: Record | None) -> list[Record]:
+    over = orders["letters"] if orders else {}
+    longest = max(max(row["chosen"], row["key"]) for row in letters.values()) or 1
+    return [
+        {
+            "letter": letter,
+            **row,
+            "over_orders": over.get(letter),
+            "lengths": [round(100 * row[name] / longest, 1) for name in ("key", "chosen")],
+        }
+        for letter, row in letters.items()
+    ]
+
+
+def _explanations(found: Record | None) -> Record | None:
+    if found is None:
+        return None
+    shares = ("names_choice", "names_other_only", "finished", "loops")
+    return {
+        **dict.fromkeys((*shares, "num_too_long", "num_empty", "agreement", "truncation", "hint")),
+        **found,
+    }
+
+
+def _trap(trap: Record) -> Record:
+    """Judge a trap: does confidence do what it should, and is the model right as often as it should be."""
+    change = trap.get("confidence_change_interval")
+    right = trap.get("accuracy_interval", trap.get("interval"))
+    plain, chance = trap.get("accuracy_plain"), trap.get("chance")
+    marks = []
+    if trap["expected"] == "stays":
+        if right and plain is not None and right[1] < plain:
+            marks.append(f"right less often than the {charts.percent(plain)} without it")
+    elif change and change[1] >= 0:
+        marks.append("confidence does not fall")
+    if trap["expected"] == "chance" and right and chance is not None and right[0] > chance:
+        marks.append("right more often than by chance")
+    optional = ("accuracy_plain", "chose_none", "chose_none_interval", "num_too_long")
+    return {
+        **dict.fromkeys(optional),
+        **trap,
+        "right_interval": right,
+        "change_interval": change,
+        "marks": marks,
+    }
+
+
+def _subjects(own: Record, score: Record) -> list[Record]:
+    return [
+        {
+            **row,
+            "name": name,
+            "base": own["base"]["subjects"].get(name, {}).get("accuracy"),
+            "mean_confidence": score["subjects"][name]["mean_confidence"],
+            "few": row["num_questions"] < MIN_SUBJECT_ROWS,
+        }
+        for name, row in own["tuned"]["subjects"].items()
+    ]
+
+
+def _card(row: Record) -> Record:
+    """Lay out a question with what the model made of each option."""
+    options = itertools.zip_longest(row["options"], row["probabilities"])
+    return {
+        **row,
+        "options": [
+            {"letter": a, "text": text, "share": share, "chosen": a == row["letter"], "key": a == row["key"]}
+            for a, (text, share) in zip(LETTERS, options, strict=False)
+        ],
+    }
+
+
+def _provenance(report: Record, calibration: Record) -> list[tuple[str, str, bool]]:
+    """List where the numbers come from; the third of each says whether it is code."""
+    device, git, file = report["device"], report["git"] or {}, calibration.get("file", {})
+    selftest, data = report["selftest"], report["data"]
+    identity, held = file.get("identity", {}), file.get("data", {})
+    passed = "not run on this device" if selftest is None else "passed" if selftest["passed"] else "FAILED"
+    command = report["command"]
+    rows = [
+        ("Command", command if isinstance(command, str) else " ".join(command), True),
+        ("Base model", report["base_model"], False),
+        ("Adapter, SHA-256", report.get("adapter_sha256") or identity.get("adapter_sha256"), True),
+        ("Questions", f"{_short(data['name'])}, {data['split']}", False),
+        ("Questions, SHA-256", data["sha256"], True),
+        *(
+            (f"{name.capitalize()} questions, SHA-256", held.get(name, {}).get("sha256"), True)
+            for name in ("calibration", "selection")
+        ),
+        ("Device", f"{device['name']}, {device['precision']}", False),
+        ("Self-test of the device", passed, False),
+        ("Scoring", f"{report['scoring']}, {report['seconds']:,.0f} seconds in all", False),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), False),
+        ("Platform", report["platform"], False),
+        ("Source", ", ".join(f"{name} {value}" for name, value in git.items()), True),
+    ]
+    return [(name, value, code) for name, value, code in rows if value]

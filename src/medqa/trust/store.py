@@ -1,0 +1,128 @@
+"""calibration.json: what is known of an adapter's confidence, beside it and never taken for another's."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from medqa.errors import CalibrationError, RunError
+from medqa.files import read_json, write_json
+from medqa.trust.calibration import Calibration
+
+__all__ = ["FILE_NAME", "CalibrationFile", "Identity"]
+
+FILE_NAME = "calibration.json"
+VERSION = 1
+
+_TOLD = ("accuracy", "mean_confidence", "ece", "nll")
+_AGAIN = "`medqa calibrate RUN` makes a new one"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a calibration holds for: other weights or another prompt give other log-likelihoods.
+
+    Attributes:
+        adapter_sha256: Checksum of the adapter's weights.
+        base_model: Fingerprint of the base model's weights.
+        prompt_sha256: Checksum of the prompt around a question.
+    """
+
+    adapter_sha256: str
+    base_model: str
+    prompt_sha256: str
+
+
+_NAMES = {"adapter_sha256": "adapter", "base_model": "base model", "prompt_sha256": "prompt"}
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationFile:
+    """The calibrations of one adapter.
+
+    Attributes:
+        identity: What they hold for.
+        by_orders: A calibration for each number of option orders that was fitted.
+        record: Data, counts and provenance, for people to read.
+    """
+
+    identity: Identity
+    by_orders: dict[int, Calibration]
+    record: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Say in short which calibration this is, for an answer's record."""
+        return f"{self.by_orders[min(self.by_orders)].calibrator.method}, {self.identity.adapter_sha256[:12]}"
+
+    def summary(self) -> dict[str, Any]:
+        """Say in a few numbers what was found, for each number of option orders."""
+        return {
+            "data": self.record["data"]["num_used"],
+            "orders": {
+                str(number): {
+                    "method": found.calibrator.method,
+                    "parameters": found.calibrator.to_json(),
+                    **{
+                        when: {key: found.account[when][key] for key in _TOLD} for when in ("before", "after")
+                    },
+                }
+                for number, found in sorted(self.by_orders.items())
+            },
+        }
+
+    def for_orders(self, num_orders: int) -> Calibration:
+        """Return the calibration for answers averaged over so many orders.
+
+        Raises:
+            CalibrationError: If that was not fitted.
+        """
+        if num_orders not in self.by_orders:
+            raise CalibrationError(
+                f"not calibrated for answers over {num_orders} option orders",
+                f"`medqa calibrate RUN --orders {num_orders}`",
+            )
+        return self.by_orders[num_orders]
+
+    def write(self, folder: Path) -> None:
+        """Write calibration.json."""
+        write_json(
+            folder / FILE_NAME,
+            {
+                "version": VERSION,
+                "identity": dataclasses.asdict(self.identity),
+                "orders": {str(number): found.to_json() for number, found in sorted(self.by_orders.items())},
+                **self.record,
+            },
+        )
+
+    @classmethod
+    def read(cls, folder: Path, identity: Identity) -> "CalibrationFile | None":
+        """Read calibration.json; None if there is none.
+
+        Args:
+            folder: The adapter folder.
+            identity: What it must hold for.
+
+        Raises:
+            CalibrationError: If it is damaged, or belongs to another adapter, base model or prompt.
+        """
+        file = folder / FILE_NAME
+        if not file.is_file():
+            return None
+        try:
+            values = read_json(file)
+            if values.get("version") != VERSION:
+                raise CalibrationError(f"{file} has version {values.get('version')!r}, not {VERSION}", _AGAIN)
+            found = Identity(**values["identity"])
+            calibrations = {int(number): Calibration.from_json(c) for number, c in values["orders"].items()}
+            if not calibrations:
+                raise CalibrationError(f"{file} holds no calibration", _AGAIN)
+        except RunError as exc:
+            raise CalibrationError(exc.message, _AGAIN) from exc
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise CalibrationError(f"{file} is damaged: {exc!r}", _AGAIN) from exc
+        for field, name in _NAMES.items():
+            if getattr(found, field) != getattr(identity, field):
+                raise CalibrationError(f"{file} belongs to another {name} and holds for that only", _AGAIN)
+        record = {key: value for key, value in values.items() if key not in ("version", "identity", "orders")}
+        return cls(identity, calibrations, record)
