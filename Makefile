@@ -14,7 +14,7 @@ quickstart: $(VENV)/.medqa
 test: $(VENV)/.medqa-dev
 	$(BIN)/pytest -n 2 --dist worksteal
 
-test-all: $(VENV)/.medqa-dev
+test-all: $(VENV)/.medqa-dev $(VENV)/.medqa-lm-eval
 	$(BIN)/pytest -m "slow or gpu"
 
 check: $(VENV)/.medqa-dev
@@ -34,7 +34,7 @@ docs: $(VENV)/.medqa-dev
 
 # Needs uv. torch is pinned to the version that the tests run with.
 lock:
-	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --universal --python-version 3.10 \
+	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra lm-eval --universal --python-version 3.10 \
 	  --upgrade --no-annotate --no-header --constraint - \
 	  | grep -v -E '^(nvidia-|cuda-|triton)' > constraints.new
 	(grep '^#' constraints.txt; cat constraints.new) > constraints.merged
@@ -51,6 +51,10 @@ $(VENV)/.medqa: pyproject.toml constraints.txt tools/constraints.py
 
 $(VENV)/.medqa-dev: $(VENV)/.medqa
 	@$(PIP) -e ".[dev]"
+	@touch $@
+
+$(VENV)/.medqa-lm-eval: $(VENV)/.medqa
+	@$(PIP) -e ".[lm-eval]"
 	@touch $@
 
 clean:

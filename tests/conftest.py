@@ -58,6 +58,12 @@ def tiny_settings(model, data):
         "train.batch_size=8",
         "train.lora.rank=4",
         "serve.max_explanation_tokens=8",
+        # So few questions that nothing is left of them to calibrate on, or of what else is asked of a model.
+        "data.calibration_share=0",
+        "data.selection_share=0",
+        "train.read_back_share=0",
+        "evaluate.explanations=2",
+        "evaluate.traps=4",
     ]
 
 

@@ -146,6 +146,9 @@ class TrainConfig(Section):
     explanation_share: Fraction = 1.0
     """Share of the rows that are trained with their explanation, drawn by hash; the others end after
     letter and option text, which halves their length."""
+    read_back_share: Fraction = 0.1
+    """Further rows, as a share of the questions, that ask which option an explanation points to: the check
+    that the model's own explanations go through."""
     max_length_tokens: Positive = 512
     """Longest row. Explanations past it are cut (and counted); prompts past it are left out (and counted)."""
     seed: Annotated[int, Field(ge=0)] = 0

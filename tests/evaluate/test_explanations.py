@@ -9,6 +9,7 @@ import pytest
 from medqa.config import LoraConfig, ModelConfig
 from medqa.evaluate import asker as asker_module
 from medqa.evaluate import influence
+from medqa.evaluate import orders as orders_module
 from medqa.evaluate.explanations import (
     READ_BACK_QUESTION,
     ExplanationCheck,
@@ -178,18 +179,23 @@ def test_hints_are_wrong_fixed_and_never_the_plain_choice():
 
 
 class Reader:
-    """A stand-in for the model: it follows a hint, then what the context names, and else says A."""
+    """A stand-in for the model: it follows a hint, then what the context names, and else says heart."""
 
     def __init__(self, texts, follows=True):
         self.texts, self.follows, self.asked = texts, follows, []
+
+    def likes(self, example):
+        return example.options.index("heart") if "heart" in example.options else 0
 
     def choice(self, example):
         context = example.context or ""
         if (hint := re.search(r"the answer is ([A-D])\.", context)) and self.follows:
             return "ABCD".index(hint[1])
-        return next((n for n, o in enumerate(example.options) if o in context.split()), 0)
+        return next((n for n, o in enumerate(example.options) if o in context.split()), self.likes(example))
 
-    def score_items(self, model, items, device, *, max_length_tokens, batch_tokens, decoder, task):
+    def score_items(
+        self, model, items, device, *, max_length_tokens, batch_tokens, decoder, task, adapted=True
+    ):
         assert (batch_tokens, decoder) == (99, "decoder")
         self.asked += [item.example for item in items]
         if task:
@@ -213,6 +219,7 @@ def stand_in(tokenizer, monkeypatch):
     def make(texts, *, follows=True, max_length_tokens=10_000):
         reader = Reader(texts, follows)
         monkeypatch.setattr(asker_module, "score_items", reader.score_items)
+        monkeypatch.setattr(orders_module, "score_items", reader.score_items)
         monkeypatch.setattr(influence, "write_explanations", reader.write)
         base = SimpleNamespace(max_length_tokens=max_length_tokens)
         tuned = SimpleNamespace(model=None, renderer=PromptRenderer(tokenizer), device=None, base=base)
@@ -245,7 +252,7 @@ def test_what_a_reader_makes_of_explanations(stand_in):
             Written("it must be the heart", True),  # agrees
             Written("well one two three kidney", False),  # points to C from the last word on
             Written("", True),
-            Written("so so so so so so so so so so", True),  # names nothing: the reader says A
+            Written("so so so so so so so so so so", True),  # names nothing: the reader says heart
         ][number]
 
     reader, tuned = stand_in(texts)
@@ -262,6 +269,8 @@ def test_what_a_reader_makes_of_explanations(stand_in):
         "num_agreeing": 2,
         "share": pytest.approx(2 / 3),
         "interval": list(wilson_interval(2, 3)),
+        "share_without": 1.0,
+        "interval_without": list(wilson_interval(3, 3)),
     }
     shares = [record[k] for k in ("names_choice", "names_other_only", "finished", "loops")]
     assert shares == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1 / 3])
@@ -281,8 +290,27 @@ def test_what_a_reader_makes_of_explanations(stand_in):
     assert json.loads(json.dumps([record, rows])) == [record, rows]
 
     read_back = [e for e in reader.asked if e.question == READ_BACK_QUESTION]
-    assert len(read_back) == 3  # the empty one is not asked
+    # In four rotations with the text and four without; the empty one is not asked.
+    assert len(read_back) == 3 * 4 * 2
     assert all("organ" not in (e.context or "") for e in read_back)
+
+
+def test_a_model_that_always_says_b_does_not_agree_with_itself_for_that(stand_in, monkeypatch):
+    reader, tuned = stand_in(lambda hint, prompt: Written("it is the lung", True))
+    read = reader.choice
+
+    def choice(example):  # says B, whatever is asked, and leans a little to what it reads
+        return 1 if example.question != READ_BACK_QUESTION or not example.context else read(example)
+
+    monkeypatch.setattr(reader, "choice", choice)
+    record, rows = examine(reader, tuned, organs(5))
+    assert [row["letter"] for row in rows] == ["B"] * 5
+    assert [row["check"]["points_to"] for row in rows] == [3] * 5
+    monkeypatch.setattr(reader, "choice", lambda example: 1)
+    record, rows = examine(reader, tuned, organs(5))
+    # Over all rotations each option is B once: nothing is left to choose by.
+    assert {row["check"]["points_to"] for row in rows} == {0}
+    assert record["agreement"]["share"] == 0
 
 
 def test_a_model_deaf_to_hints(stand_in):

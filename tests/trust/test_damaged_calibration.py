@@ -17,7 +17,7 @@ from medqa.trust.fitting import fit_calibration
 
 
 def made(name):
-    """A calibration with this method, as it is read from disk; two subjects, one with quantiles of its own."""
+    """A calibration with this method, as read from disk; one subject has quantiles of its own."""
     rng = np.random.default_rng(0)
     found = LogLikelihoods(
         rng.normal(0, 2, (200, 4)), rng.integers(0, 4, 200), ("Surgery",) * 150 + (None,) * 50

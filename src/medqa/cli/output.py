@@ -59,8 +59,21 @@ def print_trained(run: RunFolder) -> None:
     )
     print(f"Adapter   {run.path}/adapter")
     print(f"Curve     {run.path}/loss.png")
+    print(f"Trust     {_calibrated(run)}")
     if "report" in run.record:  # scored already, within its time
         print(f"Next      medqa ask {run.path}")
         return
     print(f"Next      medqa evaluate {run.path}")
     print(f"          medqa ask {run.path}")
+
+
+def _calibrated(run: RunFolder) -> str:
+    """Say in a line what calibration did."""
+    if (found := run.record.get("calibration")) is None:
+        return f"not calibrated: confidence is the model's own; medqa calibrate {run.path}"
+    one = found["orders"]["1"]
+    return (
+        f"calibrated on {found['data']['calibration']:,} questions held back ({one['method']}): confidence "
+        f"{one['before']['mean_confidence']:.1%} -> {one['after']['mean_confidence']:.1%}, "
+        f"{one['after']['accuracy']:.1%} right"
+    )

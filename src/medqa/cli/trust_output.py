@@ -65,9 +65,7 @@ def print_report(report: dict[str, Any]) -> None:
     for text in report["not_measured"]:
         console.print(escape(text))
     page = report["file"].replace(".json", ".html")
-    console.print(
-        escape(f"Written to {report['run']}/{page}, {report['file']} and the predictions beside them")
-    )
+    console.print(escape(f"Written to {report['run']}/{page} and {report['file']}"))
 
 
 def _share(value: float | None) -> str:
@@ -123,8 +121,9 @@ def _print_calibrated(console: Console, found: dict[str, Any]) -> None:
     console.print("Right among the surest: " + ", ".join(f"{float(c):.0%}: {_share(a)}" for c, a in surest))
     for one in found["sets"]["lac"].values():
         console.print(
-            f"Answer sets of {one['target']:.0%}: {_share(one['coverage'])} {_range(one['coverage_interval'])} hold "
-            f"the right option, {one['mean_size']:.2f} options on average"
+            f"Answer sets of {one['target']:.0%}: {_share(one['coverage'])} "
+            f"{_range(one['coverage_interval'])} hold the right option, {one['mean_size']:.2f} options on "
+            "average"
         )
     for row in found["abstention"]:
         if row.get("num_answered"):

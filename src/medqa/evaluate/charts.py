@@ -10,6 +10,8 @@ from markupsafe import Markup, escape
 
 __all__ = [
     "FILTERS",
+    "decimal_interval",
+    "decimals",
     "interval",
     "kept_chart",
     "percent",
@@ -22,7 +24,7 @@ __all__ = [
 
 # A blank that doesn't break: the sign stays with its number.
 _BLANK = "\u00a0"
-_NONE = "–"
+_NONE = "\u2013"
 
 Record = dict[str, Any]
 
@@ -59,6 +61,16 @@ def point_interval(ends: Sequence[float] | None, *, signed: bool = False) -> str
     return f"{low} to {high}{_BLANK}points"
 
 
+def decimals(value: float | None) -> str:
+    """Write a measure that is no share."""
+    return _NONE if value is None else f"{value:.3f}"
+
+
+def decimal_interval(ends: Sequence[float] | None) -> str:
+    """Write an interval of a measure that is no share; nothing without one."""
+    return f"{ends[0]:.3f} to {ends[1]:.3f}" if ends else ""
+
+
 def _p_value(value: float) -> str:
     """Write a p-value, not smaller than means anything."""
     if value < 0.001:
@@ -74,7 +86,7 @@ def _hundred(score: Record) -> str:
 
 def _signed(share: float) -> str:
     text = f"{100 * share:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
+    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def _commands(text: str) -> Markup:
@@ -128,13 +140,15 @@ class _Plot:
     def axes(self, across: str, upward: str) -> str:
         """Draw axes with their names."""
         parts = [_text(self.left - 30, self.top - 12, upward, "name")]
-        step = 20 if self.highest > 0.5 else 10
+        step = 20 if self.highest > 0.7 else 10
         for tick in range(0, round(100 * self.highest) + 1, step):
             y = self.y(tick / 100)
             parts.append(_line(self.left, y, self.right, y, "grid"))
             parts.append(_text(self.left - 6, y + 4, str(tick), "end"))
-        for tick in range(0, 101, 20):
-            parts.append(_text(self.x(tick / 100), self.bottom + 15, str(tick), "middle"))
+        ticks = (
+            _text(self.x(tick / 100), self.bottom + 15, str(tick), "middle") for tick in range(0, 101, 20)
+        )
+        parts.extend(ticks)
         parts.append(_line(self.left, self.bottom, self.right, self.bottom, "axis"))
         parts.append(_text(self.right, self.bottom + 31, across, "end name"))
         return "".join(parts)
@@ -178,7 +192,8 @@ def reliability_chart(after: Sequence[Record], before: Sequence[Record] = ()) ->
     """
     plot = _Plot()
     said = "; ".join(
-        f"of {b['num_questions']:,} at {percent(b['confidence'], 0)} confidence {percent(b['accuracy'], 0)} right"
+        f"of {b['num_questions']:,} at {percent(b['confidence'], 0)} confidence "
+        f"{percent(b['accuracy'], 0)} right"
         for b in after
     )
     parts = [
@@ -198,7 +213,8 @@ def reliability_chart(after: Sequence[Record], before: Sequence[Record] = ()) ->
         x, width = plot.x(b["low"]), plot.x(b["high"]) - plot.x(b["low"])
         height = round(max(1.0, tall * b["num_questions"] / most), 1)
         parts.append(
-            f'<rect class="count" x="{x + 1:.1f}" y="{floor - height:.1f}" width="{width - 2:.1f}" height="{height}"/>'
+            f'<rect class="count" x="{x + 1:.1f}" y="{floor - height:.1f}" width="{width - 2:.1f}" '
+            f'height="{height}"/>'
         )
         parts.append(_text(round(x + width / 2, 1), floor + 13, str(b["num_questions"]), "middle few"))
     parts.append(_text(plot.left - 30, floor - tall - 8, "questions", "name"))

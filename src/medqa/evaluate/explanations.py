@@ -1,7 +1,9 @@
 """Is an explanation to be believed: does it point to the answer that was given, name it, end, and get used.
 
 The model decides first and explains afterwards, so that an explanation can speak for another option than
-the one it follows. The strongest check is therefore to read the answer back from the explanation alone.
+the one it follows. The strongest check is therefore to read the answer back from the explanation alone. That
+is asked with the options in every rotation: a model that prefers one letter would agree with itself for that
+alone.
 """
 
 import dataclasses
@@ -16,12 +18,14 @@ from medqa.evaluate.influence import (
     num_hint_explanations,
     write_all,
 )
+from medqa.evaluate.orders import score_orders
 from medqa.evaluate.wording import has_loop, names_option, names_other
 from medqa.model.decoder import PackedDecoder
 from medqa.model.generate import Written
 from medqa.model.tuned import TunedModel
 from medqa.progress import Task
 from medqa.records import LETTERS, Example, Prediction
+from medqa.trust.permutation import NumOrders
 
 __all__ = [
     "ExplanationCheck",
@@ -34,6 +38,7 @@ __all__ = [
 ]
 
 READ_BACK_QUESTION = "According to the explanation, what is the answer?"
+READ_BACK_ORDERS: NumOrders = 4  # every rotation, however many options there are
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,13 +160,14 @@ def examine_explanations(
         task.resize(len(examples) + num_hint_explanations(len(examples)))
     found = _explain(asker, examples, predictions, max_new_tokens, task)
     explained = [one for one in found if one is not None]
-    full = [row for row, check in explained if not check.empty]
+    full = [(row, check) for row, check in explained if not check.empty]
     hint = examine_hints(asker, [(row.example, row.reply) for row, _ in explained], max_new_tokens, task)
     record = {
         "num_questions": len(explained),
         "num_too_long": len(examples) - len(explained),
         **_summary([check for _, check in explained]),
-        "truncation": examine_truncation(asker, full),
+        "agreement": _examine_agreement(asker, full),
+        "truncation": examine_truncation(asker, [row for row, _ in full]),
         "hint": hint,
     }
     return record, [_row(*pair) for pair in zip(examples, found, strict=True)]
@@ -202,8 +208,7 @@ def _explain(
         task.advance(len(examples) - len(answered))
     rows = [Explained(e, reply, text) for (e, reply), text in zip(answered, written, strict=True)]
     full = [row for row in rows if row.written.text]
-    read = asker.score([read_back_example(row.example.options, row.written.text) for row in full])
-    places = iter(None if prediction.status == "too_long" else prediction.choice for prediction in read)
+    places = iter(_read_back(asker, [(row.example, row.written.text) for row in full]))
     pointed = [next(places) if row.written.text else None for row in rows]
     checked = iter(
         (row, check_explanation(row.example, row.reply.choice, row.written, place))
@@ -212,21 +217,46 @@ def _explain(
     return [None if reply is None else next(checked) for reply in plain]
 
 
+def _read_back(asker: Asker, rows: Sequence[tuple[Example, str]]) -> list[int | None]:
+    """Read the answer from each text, over all rotations of the options; None where that is too long."""
+    found = score_orders(
+        asker.tuned,
+        [read_back_example(example.options, text) for example, text in rows],
+        READ_BACK_ORDERS,
+        decoder=asker.decoder,
+        batch_tokens=asker.batch_tokens,
+    )
+    return [o.prediction.choice if o.prediction.status == "scored" else None for o in found]
+
+
+def _examine_agreement(asker: Asker, full: Sequence[tuple[Explained, ExplanationCheck]]) -> dict[str, Any]:
+    """Count how often the text leads back to the answer, and how often the options alone would.
+
+    Without an explanation the model may still like the option best that it chose. What the text adds is the
+    difference.
+    """
+    read = [(row, check) for row, check in full if check.agrees is not None]
+    agreeing = [bool(check.agrees) for _, check in read]
+    blind = _read_back(asker, [(row.example, "") for row, _ in read])
+    without = [place == row.reply.choice for place, (row, _) in zip(blind, read, strict=True)]
+    (agreed, interval), (agreed_without, interval_without) = share(agreeing), share(without)
+    return {
+        "num": len(read),
+        "num_too_long": len(full) - len(read),
+        "num_agreeing": sum(agreeing),
+        "share": agreed,
+        "interval": interval,
+        "share_without": agreed_without,
+        "interval_without": interval_without,
+    }
+
+
 def _summary(checks: Sequence[ExplanationCheck]) -> dict[str, Any]:
     """Count over the explanations that are not empty."""
     full = [check for check in checks if not check.empty]
-    read = [check for check in full if check.agrees is not None]
-    agreement, interval = share([bool(check.agrees) for check in read])
     return {
         "num_empty": len(checks) - len(full),
         "num_written": len(full),
-        "agreement": {
-            "num": len(read),
-            "num_too_long": len(full) - len(read),
-            "num_agreeing": sum(bool(check.agrees) for check in read),
-            "share": agreement,
-            "interval": interval,
-        },
         "names_choice": share([check.names_choice for check in full])[0],
         "names_other_only": share([bool(c.names_other) and not c.names_choice for c in full])[0],
         "finished": share([check.finished for check in full])[0],

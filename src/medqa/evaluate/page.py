@@ -5,6 +5,7 @@ here, `charts` draws, and `report.html.j2` lays it out.
 """
 
 import datetime
+import functools
 import importlib.resources
 import itertools
 from collections.abc import Sequence
@@ -21,16 +22,12 @@ from medqa.trust.conformal import MIN_GROUP_ROWS
 
 __all__ = ["report_view", "write_report_page"]
 
-MIN_SUBJECT_ROWS = 10
-"""Fewer questions than this say nothing of a subject."""
+MIN_SUBJECT_ROWS, MIN_BIN_ROWS = 10, 20
+"""Fewer questions than these say nothing of a subject, or of a degree of confidence."""
 SHOWN_ALPHA = "0.1"
 """Whose answer sets are shown by subject: those that answers come with."""
 
 _SECTIONS = {name: f"evaluate.{name}=" for name in ("lm_eval", "orders", "explanations", "traps")}
-_METHODS = {
-    "lac": ("LAC", "options by their own probability: the smallest sets"),
-    "aps": ("APS", "options by the probability that adds up: larger sets for harder questions"),
-}
 _PROMPTS = {"medqa": "Own prompt", "lm_eval": "lm-eval's prompt"}
 
 Record = dict[str, Any]
@@ -44,6 +41,11 @@ def write_report_page(report: Record, worst: Sequence[Record], path: Path) -> No
         worst: Wrong answers of highest confidence, with the texts of their questions.
         path: The HTML file.
     """
+    write_text(path, _template().render(report_view(report, worst)))
+
+
+@functools.cache
+def _template() -> jinja2.Template:
     files = {"report.html.j2": "medqa.evaluate", "report.css": "medqa.evaluate", "page.css": "medqa.data"}
     texts = {
         name: (importlib.resources.files(package) / name).read_text(encoding="utf-8")
@@ -57,7 +59,7 @@ def write_report_page(report: Record, worst: Sequence[Record], path: Path) -> No
         lstrip_blocks=True,
     )
     environment.filters |= charts.FILTERS
-    write_text(path, environment.get_template("report.html.j2").render(report_view(report, worst)))
+    return environment.get_template("report.html.j2")
 
 
 def report_view(report: Record, worst: Sequence[Record]) -> Record:
@@ -72,21 +74,22 @@ def report_view(report: Record, worst: Sequence[Record]) -> Record:
     score = calibration["score"] if calibration["calibrated"] else own["tuned"]
     before = own["tuned"]["reliability"] if calibration["calibrated"] else ()
     return {
-        **{name: report[name] for name in ("run", "base_model", "whole_split", "data", "leaks", "traps")},
+        **{name: report[name] for name in ("whole_split", "data", "leaks", "traps")},
         **{name: report[name] for name in ("orders", "not_measured", "file")},
         "explanations": _explanations(report["explanations"]),
         "notice": NOTICE,
         "name": _short(report["run"]),
+        "base_model": _short(report["base_model"]),
         "questions": _short(report["data"]["name"]),
         "base": own["base"],
         "tuned": own["tuned"],
         "change": own["change"],
         "score": score,
-        "calibration": calibration,
+        "calibration": {**calibration, "reason": calibration.get("reason", "").rstrip(".")},
         "missing": {name: _missing(report["not_measured"], mark) for name, mark in _SECTIONS.items()},
         "comparisons": _comparisons(report["scores"]),
         "measures": _measures(own, calibration),
-        "surest": max((b for b in score["reliability"] if b["num_questions"] >= 20), key=_low, default=None),
+        "surest": _surest(score["reliability"]),
         "reliability": charts.reliability_chart(score["reliability"], before),
         "risk": charts.risk_chart(score, own["base"], COVERAGES),
         "coverages": [str(coverage) for coverage in COVERAGES],
@@ -104,8 +107,9 @@ def report_view(report: Record, worst: Sequence[Record]) -> Record:
     }
 
 
-def _low(found: Record) -> float:
-    return float(found["low"])
+def _surest(bins: Sequence[Record]) -> Record | None:
+    """Find the bin of highest confidence that has questions enough to say something."""
+    return next((b for b in reversed(bins) if b["num_questions"] >= MIN_BIN_ROWS), None)
 
 
 def _short(name: str) -> str:
@@ -135,17 +139,12 @@ def _measures(own: Record, calibration: Record) -> Record:
         columns["Tuned, calibrated"] = calibration["score"]
     scores = list(columns.values())
 
-    def three(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
-
-    def ends(pair: Sequence[float] | None) -> str:
-        return f"{pair[0]:.3f} to {pair[1]:.3f}" if pair else ""
-
     def row(name: str, why: str, key: str, write: Any, between: Any) -> Record:
         cells = [(write(score.get(key)), between(score.get(f"{key}_interval"))) for score in scores]
         return {"name": name, "why": why, "cells": cells}
 
     share, gap = (charts.percent, charts.interval), (charts.points, charts.point_interval)
+    other = (charts.decimals, charts.decimal_interval)
     over = [(charts.signed_points(s["mean_confidence"] - s["accuracy"]), "") for s in scores]
     return {
         "columns": list(columns),
@@ -156,10 +155,10 @@ def _measures(own: Record, calibration: Record) -> Record:
             row("ECE, bins of equal width", "mean gap of confidence and truth; 0 is best", "ece", *gap),
             row("The same by chance alone", "if every confidence were true", "ece_by_chance", *gap),
             row("ECE, bins of equal size", "0 is best", "ece_equal_mass", *gap),
-            row("AUROC", "tells right from wrong: 0.5 not at all, 1 always", "auroc", three, ends),
-            row("AURC", "mean share of wrong answers, the surest first; 0 is best", "aurc", three, ends),
-            row("NLL", "surprise at the truth, in nats; 0 is best", "nll", three, ends),
-            row("Brier score", "squared distance from the truth, 0 to 2; 0 is best", "brier", three, ends),
+            row("AUROC", "tells right from wrong: 0.5 not at all, 1 always", "auroc", *other),
+            row("AURC", "mean share of wrong answers, the surest first; 0 is best", "aurc", *other),
+            row("NLL", "surprise at the truth, in nats; 0 is best", "nll", *other),
+            row("Brier score", "squared distance from the truth, 0 to 2; 0 is best", "brier", *other),
         ],
     }
 
@@ -172,7 +171,6 @@ def _against(ends: Sequence[float], target: float) -> str:
 def _sets(calibration: Record) -> list[Record]:
     rows = []
     for method, by_alpha in calibration.get("sets", {}).items():
-        name, why = _METHODS[method]
         for found in by_alpha.values():
             total = found["num_questions"]
             sizes = [
@@ -180,7 +178,7 @@ def _sets(calibration: Record) -> list[Record]:
                 for size, count in found["sizes"].items()
             ]
             off = _against(found["coverage_interval"], found["target"])
-            rows.append({**found, "method": name, "why": why, "sizes": sizes, "off": off})
+            rows.append({**found, "method": method.upper(), "sizes": sizes, "off": off})
     return rows
 
 
@@ -189,23 +187,22 @@ def _set_subjects(calibration: Record) -> list[Record]:
     found = calibration.get("sets", {}).get("lac", {}).get(SHOWN_ALPHA)
     if found is None:
         return []
-    within = found.get("within_subjects", {})
+    own = found.get("within_subjects", {})
+
+    def judged(row: Record) -> Record:
+        few = row["num_questions"] < MIN_SUBJECT_ROWS
+        off = "" if few else _against(row["coverage_interval"], found["target"])
+        return {**row, "target": found["target"], "few": few, "off": off}
+
     return [
-        {
-            **row,
-            "name": name,
-            "target": found["target"],
-            "off": _against(row["coverage_interval"], found["target"]),
-            "within": within.get(name),
-            "few": row["num_questions"] < MIN_SUBJECT_ROWS,
-        }
+        {**judged(row), "name": name, "within": judged(own[name]) if name in own else None}
         for name, row in found["subjects"].items()
     ]
 
 
 def _letters(letters: Record, orders: Record | None) -> list[Record]:
     over = orders["letters"] if orders else {}
-    longest = max(max(row["chosen"], row["key"]) for row in letters.values()) or 1
+    longest = max(max(row["chosen"], row["key"]) for row in letters.values())
     return [
         {
             "letter": letter,
@@ -284,7 +281,7 @@ def _provenance(report: Record, calibration: Record) -> list[tuple[str, str, boo
     command = report["command"]
     rows = [
         ("Command", command if isinstance(command, str) else " ".join(command), True),
-        ("Base model", report["base_model"], False),
+        ("Base model", _short(report["base_model"]), False),
         ("Adapter, SHA-256", report.get("adapter_sha256") or identity.get("adapter_sha256"), True),
         ("Questions", f"{_short(data['name'])}, {data['split']}", False),
         ("Questions, SHA-256", data["sha256"], True),
@@ -297,6 +294,6 @@ def _provenance(report: Record, calibration: Record) -> list[tuple[str, str, boo
         ("Scoring", f"{report['scoring']}, {report['seconds']:,.0f} seconds in all", False),
         ("Versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), False),
         ("Platform", report["platform"], False),
-        ("Source", ", ".join(f"{name} {value}" for name, value in git.items()), True),
+        ("Source", git and f"commit {git['commit']}" + (", changed since" if git["changed"] else ""), True),
     ]
     return [(name, value, code) for name, value, code in rows if value]

@@ -6,7 +6,7 @@ from typing import Any
 from medqa.config import ServeConfig
 from medqa.errors import CalibrationError, DataError
 from medqa.evaluate.calibrate import load_calibration
-from medqa.evaluate.explanations import explain
+from medqa.evaluate.explanations import explain as write_and_check
 from medqa.evaluate.orders import OrderedPrediction, score_orders
 from medqa.evaluate.score import default_batch_tokens
 from medqa.model.tuned import TunedModel, load_tuned
@@ -61,7 +61,7 @@ class Answerer:
         calibration = self._calibration(settings)
         found = self._score(example.require_distinct_options(), settings)
         judgement = _judge(found.prediction, calibration, settings)
-        row = self._explain(example, judgement.choice, settings) if explain else None
+        row = self._explain(example, found.prediction, judgement, settings) if explain else None
         return Answer(
             question=example.question,
             letter=LETTERS[judgement.choice],
@@ -104,14 +104,17 @@ class Answerer:
             )
         return found
 
-    def _explain(self, example: Example, choice: int, settings: ServeConfig) -> dict[str, Any]:
+    def _explain(
+        self, example: Example, prediction: Prediction, judgement: Judgement, settings: ServeConfig
+    ) -> dict[str, Any]:
         """Write the explanation of the choice, and check it."""
-        [row] = explain(
+        [row] = write_and_check(
             self._tuned,
             [example],
-            [choice],
+            [prediction],
             batch_tokens=default_batch_tokens(self._tuned.device),
             max_new_tokens=settings.max_explanation_tokens,
+            probabilities=lambda _: [list(judgement.probabilities)],
         )
         return row
 

@@ -20,6 +20,7 @@ from medqa.model.elementwise import Elementwise, compile_elementwise
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.prompts import PromptRenderer
 from medqa.records import Example
+from medqa.train.read_back import read_back_questions
 
 __all__ = ["Prepared"]
 
@@ -152,14 +153,19 @@ class Prepared:
         return int(min(self.config.train.max_length_tokens, self.base.max_length_tokens))
 
     def _tokenised(self) -> tuple[list[Example], list[TokenisedRow], dict[str, int]]:
-        limit = self.limit
-        rows, counts = tokenise_rows(self.renderer, self.data.train, max_length_tokens=limit)
+        limit, train = self.limit, self.config.train
+        examples = [
+            *self.data.train,
+            *read_back_questions(self.data.train, train.read_back_share, train.seed),
+        ]
+        rows, counts = tokenise_rows(self.renderer, examples, max_length_tokens=limit)
         if not rows:
             raise DataError(
                 f"all {len(self.data.train)} prompts are longer than {limit} tokens",
                 "--set train.max_length_tokens=... must leave room for a question",
             )
-        return [self.data.train[row.number] for row in rows], rows, counts
+        counts["num_read_back"] = len(examples) - len(self.data.train)
+        return [examples[row.number] for row in rows], rows, counts
 
     def refuse_slow_training(self, num_tokens: int) -> None:
         """Stop before hours on the CPU, unless they are wanted.
@@ -189,9 +195,9 @@ class Prepared:
             "num_explanations_cut": "explanations cut (and trained without a stop token) at",
         }
         return [
-            f"{count:,} of {len(self.data.train):,} {texts[key]} {limit} tokens"
-            for key, count in self.counts.items()
-            if count
+            f"{count:,} of {len(self.data.train) + self.counts['num_read_back']:,} {text} {limit} tokens"
+            for key, text in texts.items()
+            if (count := self.counts[key])
         ]
 
     def record(self, rows: list[TokenisedRow]) -> dict[str, Any]:

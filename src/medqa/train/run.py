@@ -254,6 +254,8 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
 def _calibrate(run: RunFolder, tuning: _Tuning, tuned: TunedModel) -> None:
     """Calibrate on what was held back; a run without is a whole run all the same, and says so."""
     plan, data = run.record.get("plan", {}), tuning.prepared.data
+    if run.config.data.calibration_share == 0:  # as the settings ask for
+        return
     clock = time.monotonic()
     try:
         if plan and not plan["num_calibration"]:

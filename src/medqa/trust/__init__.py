@@ -24,6 +24,7 @@ from medqa.trust.conformal import (
 )
 from medqa.trust.fitting import fit_calibration
 from medqa.trust.metrics import (
+    Bin,
     auroc,
     bootstrap_interval,
     brier_score,
@@ -36,7 +37,9 @@ from medqa.trust.metrics import (
 )
 from medqa.trust.permutation import consistency, letter_shares, mapped_back, option_orders
 from medqa.trust.selective import (
+    RiskCounts,
     accuracy_at_coverage,
+    answered_from,
     aurc,
     clopper_pearson_upper,
     count_risk,
@@ -47,14 +50,17 @@ from medqa.trust.selective import (
 __all__ = [
     "ALPHAS",
     "CALIBRATORS",
+    "Bin",
     "Calibration",
     "Calibrator",
     "Isotonic",
     "Judgement",
     "LogLikelihoods",
+    "RiskCounts",
     "Temperature",
     "VectorScaling",
     "accuracy_at_coverage",
+    "answered_from",
     "aurc",
     "auroc",
     "bootstrap_interval",

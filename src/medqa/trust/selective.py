@@ -12,6 +12,7 @@ __all__ = [
     "THRESHOLDS",
     "RiskCounts",
     "accuracy_at_coverage",
+    "answered_from",
     "aurc",
     "clopper_pearson_upper",
     "count_risk",
