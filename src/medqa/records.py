@@ -160,6 +160,8 @@ class Answer:
     """Whether the model is not sure enough for the stated risk: the letter is only its best guess."""
     reason: str | None = None
     """Why it abstains or not; None if no risk was stated."""
+    caveat: str | None = None
+    """Why even the confidence is in doubt; None if nothing is known against it."""
     num_orders: int = 1
     """Option orders that the answer is averaged over."""
     consistency: float | None = None

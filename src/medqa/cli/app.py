@@ -230,7 +230,7 @@ def ask(
     Examples:
       medqa ask runs/quickstart-1 -q "Which vitamin prevents scurvy?" -o "Vitamin A" -o "Vitamin C"
       medqa ask runs/quickstart-1 --file question.json --json
-      medqa ask runs/quickstart-1 --set serve.max_risk=0.3 --set serve.orders=4
+      medqa ask runs/medmcqa-1 --set serve.max_risk=0.3 --set serve.orders=4
       medqa ask runs/quickstart-1            (asks for the question)
     """
     from medqa.cli.output import print_json

@@ -54,7 +54,7 @@ def print_trained(run: RunFolder) -> None:
     training = run.record["training"]
     seconds = training["seconds"]
     print(
-        f"Trained on {training['num_rows']:,} questions "
+        f"Trained on {training['num_rows']:,} rows "
         f"in {seconds['train']:.0f} s ({training['tokens_per_second']:,.0f} tokens/s)"
     )
     print(f"Adapter   {run.path}/adapter")

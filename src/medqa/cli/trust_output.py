@@ -81,7 +81,7 @@ def _print_trust(console: Console, report: dict[str, Any]) -> None:
     _print_calibrated(console, report["calibration"])
     if orders := report["orders"]:
         console.print(
-            f"Option orders: asked in {orders['num_orders']}, a question has the same answer in "
+            f"Option orders: asked in up to {orders['num_orders']}, a question has the same answer in "
             f"{_share(orders['consistency'])} of them ({_share(orders['consistency_when_right'])} where "
             f"it is right, {_share(orders['consistency_when_wrong'])} where it is wrong)"
         )
@@ -262,7 +262,9 @@ def _print_verdict(console: Console, answer: Answer) -> None:
         console.print(f"[bold]Answer: {best}[/] ({confidence})")
         if answer.reason:
             console.print(f"Sure enough: {answer.reason}")
-    if answer.answer_set is not None and answer.alpha is not None:
+    if answer.caveat:
+        console.print(f"[yellow]Beware: {escape(answer.caveat)}[/]")
+    elif answer.answer_set is not None and answer.alpha is not None:
         console.print(f"Still in question, {1 - answer.alpha:.0%} sure: {' or '.join(answer.answer_set)}")
     if answer.consistency is not None:
         console.print(f"The same answer in {answer.consistency:.0%} of {answer.num_orders} option orders")

@@ -162,7 +162,8 @@ def _split(
     selection = hold_back(examples, numbers, config.selection_share, "selection", {*calibration})
     drawn = sorted(calibration | selection)
     likeness = resemblance(drawn, [prints[row] for row in left], numbers)
-    new = {row for row, share in zip(drawn, likeness, strict=True) if share < MAX_RESEMBLANCE}
+    known = {numbers[row] for row, share in zip(drawn, likeness, strict=True) if share >= MAX_RESEMBLANCE}
+    new = {row for row in drawn if numbers[row] not in known}  # whole groups, or copies come apart
     return {
         "train": [row for i, row in enumerate(left) if i not in new],
         "calibration": [left[i] for i in sorted(calibration & new)],

@@ -1,16 +1,14 @@
 """Calibrate a run on questions that were held back from its training, never on those it is measured on."""
 
-import dataclasses
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from medqa.config import RunConfig
 from medqa.data.corpus import TrainingData
-from medqa.data.draw import sample
+from medqa.data.draw import examples_hash, sample
 from medqa.data.prepared import begin_corpus
 from medqa.errors import CalibrationError
 from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
@@ -20,13 +18,19 @@ from medqa.progress import track
 from medqa.records import Example
 from medqa.runs import RunFolder, provenance
 from medqa.trust.calibration import Calibration, LogLikelihoods
-from medqa.trust.calibrators import cross_fitted, row_losses, softmax_rows
+from medqa.trust.calibrators import Temperature
 from medqa.trust.fitting import MIN_ROWS, fit_calibration
-from medqa.trust.metrics import expected_calibration_error
 from medqa.trust.permutation import NumOrders
 from medqa.trust.store import CalibrationFile, Identity
 
-__all__ = ["calibrate", "calibrate_tuned", "identity_of", "load_calibration", "num_calibration_rows"]
+__all__ = [
+    "calibrate",
+    "calibrate_tuned",
+    "identity_of",
+    "load_calibration",
+    "num_calibration_rows",
+    "usual_orders",
+]
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ def calibrate(
 
     Args:
         path: Run folder.
-        orders: Numbers of option orders to calibrate for; as `calibrate_tuned` if none.
+        orders: Numbers of option orders to calibrate for; as `usual_orders` if none.
         max_rows: Calibrate on at most this many questions; as the run's settings say if not given.
         trust_remote_code: Name of the base model, if its own code may run.
 
@@ -89,7 +93,8 @@ def calibrate_tuned(
     Args:
         tuned: The model.
         data: Its training questions, of which those for calibration and selection are used.
-        orders: Numbers of option orders to calibrate for; the order as given and the run's setting if none.
+        orders: Numbers of option orders to calibrate for; `usual_orders` if none. The order as given
+            is always among them.
         max_rows: Calibrate on at most this many questions; as the run's settings say if not given.
 
     Raises:
@@ -112,7 +117,7 @@ def calibrate_tuned(
     fit = sample(data.calibration, num_rows, seed, "calibration")
     choose = sample(data.selection, round(share * len(data.selection)), seed, "calibration")
     by_orders: dict[int, Calibration] = {}
-    wanted = sorted({*orders} or {1, tuned.run.config.evaluate.orders})
+    wanted = sorted({1, *(orders or usual_orders(tuned.run.config))})
     items = make_items(tuned.renderer, fit, "medqa")
     decoder = tuned.decoder
     if decoder is None and tuned.run.config.train.fast_path:
@@ -129,21 +134,36 @@ def calibrate_tuned(
                 task.advance(len(known))
             by_orders[number] = _fit(fit, choose, scored)
     splits = data.record["splits"]
+    record = {
+        "name": data.record["name"],
+        "num_used": {"calibration": len(fit), "selection": len(choose)},
+        "sha256_used": examples_hash([*fit, *choose]),
+        **{name: splits[name] for name in ("calibration", "selection")},
+    }
     file = CalibrationFile(
         identity_of(tuned),
-        by_orders,
-        {
-            "data": {
-                "name": data.record["name"],
-                "num_used": {"calibration": len(fit), "selection": len(choose)},
-                **{name: splits[name] for name in ("calibration", "selection")},
-            },
-            "seconds": round(time.monotonic() - start, 1),
-            **provenance(),
-        },
+        {**_kept(tuned, record), **by_orders},
+        {"data": record, "seconds": round(time.monotonic() - start, 1), **provenance()},
     )
     file.write(tuned.run.adapter)
+    if (tuned.run.path / "report.json").is_file():
+        log.info("report.json was measured before this calibration: `medqa evaluate %s`", tuned.run.path)
     return file
+
+
+def usual_orders(config: RunConfig) -> tuple[NumOrders, ...]:
+    """Say for how many option orders a run is calibrated: those that its answers and its report take."""
+    numbers: set[NumOrders] = {1, config.evaluate.orders, config.serve.orders}
+    return tuple(sorted(numbers))
+
+
+def _kept(tuned: TunedModel, record: dict[str, Any]) -> dict[int, Calibration]:
+    """Keep what was fitted before to the same questions, for other numbers of option orders."""
+    try:
+        before = load_calibration(tuned)
+    except CalibrationError:
+        return {}
+    return before.by_orders if before and before.record["data"] == record else {}
 
 
 def identity_of(tuned: TunedModel) -> Identity:
@@ -170,32 +190,14 @@ def _fit(
             for e, one in zip(examples, found, strict=True)
             if one.prediction.status == "scored" and e.answer is not None
         ]
+        if len(kept) < len(examples):
+            log.warning("%d held-back questions are too long to calibrate on", len(examples) - len(kept))
         return LogLikelihoods.of([k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept])
 
-    on, by = values(fit, scored[: len(fit)]), values(choose, scored[len(fit) :])
-    calibration = fit_calibration(on, by)
-    after = cross_fitted(type(calibration.calibrator), on.values, on.answers)
-    measured = {"before": _measure(softmax_rows(on.values), on), "after": _measure(after, on)}
-    return dataclasses.replace(calibration, account={**calibration.account, **measured})
-
-
-def _measure(probabilities: Any, questions: LogLikelihoods) -> dict[str, Any]:
-    """Measure calibration, over all and in each subject, on questions that none was fitted on."""
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == questions.answers
-    losses = row_losses(probabilities, questions.answers)
-    subjects = np.array([subject or "(none)" for subject in questions.subjects])
-
-    def part(rows: Any) -> dict[str, Any]:
-        return {
-            "num_questions": len(losses[rows]),
-            "accuracy": float(correct[rows].mean()),
-            "mean_confidence": float(confidence[rows].mean()),
-            "nll": float(losses[rows].mean()),
-        }
-
-    return {
-        **part(slice(None)),
-        "ece": expected_calibration_error(confidence, correct),
-        "subjects": {str(name): part(subjects == name) for name in np.unique(subjects)},
-    }
+    calibration = fit_calibration(values(fit, scored[: len(fit)]), values(choose, scored[len(fit) :]))
+    kept = calibration.calibrator
+    if isinstance(kept, Temperature) and kept.at_bound:
+        log.warning(
+            "Temperature %.3g is as far as it goes: this model's confidence says little", kept.temperature
+        )
+    return calibration

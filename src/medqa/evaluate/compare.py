@@ -114,7 +114,7 @@ def _by_subject(pairs: list[tuple[Prediction, Prediction]]) -> dict[str, Any]:
     return {
         name: {**_paired(rows), "accuracy": [_accuracy([r[side] for r in rows]) for side in (0, 1)]}
         for name, rows in sorted(groups.items())
-        if len(rows) >= MIN_SUBJECT_ROWS
+        if sum(a.status == b.status == "scored" for a, b in rows) >= MIN_SUBJECT_ROWS
     }
 
 

@@ -1,7 +1,7 @@
 """What calibration gives on questions it never saw: true confidences, answer sets, abstention, steadiness."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,6 +91,7 @@ def measure_orders(
         calibration: Fitted for that number of orders, if there is one.
     """
     whole = [one for one in ordered if one.prediction.status == "scored"]
+    steady = [Steady.of(one, calibration) for one in whole if one.num_orders > 1]
     predictions = [one.prediction for one in ordered]
     moved = [one for one in whole if one.num_orders > 1]
     most = max((one.prediction.num_options for one in whole), default=0)
@@ -99,20 +100,34 @@ def measure_orders(
         "num_orders": num_orders,
         "num_questions": len(whole),
         "num_fixed": len(whole) - len(moved),
-        "consistency": float(np.mean([one.consistency for one in moved])) if moved else None,
-        "share_always_same": float(np.mean([one.consistency == 1 for one in moved])) if moved else None,
-        "consistency_when_right": _consistency(moved, right=True),
-        "consistency_when_wrong": _consistency(moved, right=False),
+        "consistency": _mean([one.consistency for one in steady]),
+        "share_always_same": _mean([one.consistency == 1 for one in steady]),
+        "consistency_when_right": _mean([one.consistency for one in steady if one.right]),
+        "consistency_when_wrong": _mean([one.consistency for one in steady if not one.right]),
         "raw": summarise(predictions, intervals=False),
         "calibrated": score,
         "letters": _letters(moved, most),
-        "accuracy_by_consistency": _accuracy_by_consistency(moved),
+        "accuracy_by_consistency": _accuracy_by_consistency(steady),
     }
 
 
-def _consistency(moved: Sequence[OrderedPrediction], *, right: bool) -> float | None:
-    found = [one.consistency for one in moved if (one.prediction.choice == one.prediction.answer) == right]
-    return float(np.mean(found)) if found else None
+class Steady(NamedTuple):
+    """How steady an answer is over the orders, and whether it is right."""
+
+    consistency: float
+    right: bool
+
+    @classmethod
+    def of(cls, one: OrderedPrediction, calibration: Calibration | None) -> "Steady":
+        """Take the answer as it is given: after calibration, which may change it."""
+        choice = one.prediction.choice
+        if calibration is not None:
+            choice = int(calibration.probabilities(np.array([one.prediction.log_likelihoods]))[0].argmax())
+        return cls(one.consistency(choice), choice == one.prediction.answer)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def _letters(moved: Sequence[OrderedPrediction], num_letters: int) -> dict[str, float]:
@@ -121,14 +136,11 @@ def _letters(moved: Sequence[OrderedPrediction], num_letters: int) -> dict[str, 
     return {LETTERS[place]: float(share) for place, share in enumerate(shares)}
 
 
-def _accuracy_by_consistency(moved: Sequence[OrderedPrediction]) -> dict[str, Any]:
+def _accuracy_by_consistency(steady: Sequence[Steady]) -> dict[str, Any]:
     """Say how right answers are that are always, mostly or seldom the same."""
     bands = {"always": (1.0, 2.0), "mostly": (0.5, 1.0), "seldom": (0.0, 0.5)}
     found = {}
     for name, (low, high) in bands.items():
-        right = [
-            one.prediction.choice == one.prediction.answer for one in moved if low <= one.consistency < high
-        ]
-        if right:
+        if right := [one.right for one in steady if low <= one.consistency < high]:
             found[name] = accuracy_of(np.array(right))
     return found

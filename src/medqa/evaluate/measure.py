@@ -47,7 +47,8 @@ class Measurement:
         why_uncalibrated: Why so, in a sentence.
         way: Which way through the model was taken: "packed" or "plain".
         ordered: Answers over several option orders, if they were asked for.
-        explained: One row for each question whose explanation was written.
+        explained: One row for each question whose explanation was written; those of the worst errors are not
+            `drawn`, and no rate is to be taken from them.
     """
 
     def __init__(self, tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig) -> None:
@@ -68,7 +69,9 @@ class Measurement:
         except CalibrationError as exc:
             log.warning("Confidence is the model's own: %s", exc.message)
             return None, exc.message
-        return found, "" if found else "the run has no calibration: `medqa calibrate RUN`"
+        if found is None:
+            return None, f"the run has no calibration: `medqa calibrate {self._tuned.run.path}`"
+        return found, "it is calibrated for other numbers of option orders only"
 
     def _predict(self) -> dict[tuple[str, str], list[Prediction]]:
         tuned, config, examples = self._tuned, self._config, self._examples
@@ -143,7 +146,7 @@ class Measurement:
                 probabilities=self.probabilities,
                 task=task,
             )
-        self.explained += rows
+        self.explained += [{**row, "drawn": True} for row in rows]
         return record
 
     def traps(self) -> list[dict[str, Any]] | None:
@@ -181,27 +184,27 @@ class Measurement:
             if int(np.argmax(row)) != p.answer
         ]
         places = [number for _, number in sorted(wrong, key=lambda one: -one[0])[:NUM_WORST]]
-        rows = self._explained([scored[place] for place in places[: self._config.explanations]])
-        return [_worst(scored[place][0], found[place], rows.get(scored[place][0].id)) for place in places]
+        rows = self._explain([scored[place] for place in places[: self._config.explanations]])
+        rows += [None] * (len(places) - len(rows))
+        return [_worst(scored[place][0], found[place], row) for place, row in zip(places, rows, strict=True)]
 
-    def _explained(self, asked: Sequence[tuple[Example, Prediction]]) -> dict[str, dict[str, Any]]:
-        known = {row["id"]: row for row in self.explained if row["explanation"] is not None}
-        missing = [(e, p) for e, p in asked if e.id not in known]
-        if missing:
-            with track("Explanations of the worst errors", len(missing)) as task:
-                rows = explain(
-                    self._tuned,
-                    [e for e, _ in missing],
-                    [p for _, p in missing],
-                    decoder=self._decoder,
-                    batch_tokens=self._batch_tokens,
-                    max_new_tokens=self._tuned.run.config.serve.max_explanation_tokens,
-                    probabilities=self.probabilities,
-                    task=task,
-                )
-            self.explained += rows
-            known |= {row["id"]: row for row in rows}
-        return known
+    def _explain(self, asked: Sequence[tuple[Example, Prediction]]) -> list[dict[str, Any] | None]:
+        """Write and check explanations; some may be among those drawn, but ids need not be unique."""
+        if not asked:
+            return []
+        with track("Explanations of the worst errors", len(asked)) as task:
+            rows = explain(
+                self._tuned,
+                [example for example, _ in asked],
+                [prediction for _, prediction in asked],
+                decoder=self._decoder,
+                batch_tokens=self._batch_tokens,
+                max_new_tokens=self._tuned.run.config.serve.max_explanation_tokens,
+                probabilities=self.probabilities,
+                task=task,
+            )
+        self.explained += [{**row, "drawn": False} for row in rows]
+        return list(rows)
 
 
 def _worst(example: Example, probabilities: list[float], row: dict[str, Any] | None) -> dict[str, Any]:

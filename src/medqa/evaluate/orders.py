@@ -11,7 +11,7 @@ from medqa.model.decoder import PackedDecoder
 from medqa.model.tuned import TunedModel
 from medqa.progress import Task
 from medqa.records import Example, Prediction
-from medqa.trust.permutation import NumOrders, consistency, mapped_back, option_orders
+from medqa.trust.permutation import NumOrders, mapped_back, option_orders
 
 __all__ = ["OrderedPrediction", "count_askings", "score_orders"]
 
@@ -22,15 +22,24 @@ class OrderedPrediction:
 
     Attributes:
         prediction: Over all orders: the mean log-probability of each option. "too_long" if any order was.
-        consistency: Share of the orders with the same answer as over all of them.
-        placed: In each order, the place where the model's choice stood.
+        choices: The option chosen in each order, by its place in the order given.
+        placed: Where it stood in each order.
         num_orders: Orders that it was asked in: fewer where options must keep their place.
     """
 
     prediction: Prediction
-    consistency: float
+    choices: tuple[int, ...]
     placed: tuple[int, ...]
     num_orders: int
+
+    def consistency(self, choice: int | None = None) -> float:
+        """Share of the orders with the same answer as was given.
+
+        Args:
+            choice: The option that was given as the answer; the likeliest over all orders if not given.
+        """
+        given = self.prediction.choice if choice is None else choice
+        return sum(one == given for one in self.choices) / len(self.choices)
 
 
 def count_askings(examples: Sequence[Example], num_orders: NumOrders) -> int:
@@ -92,7 +101,7 @@ def _together(
     """Put what was given by place back to options, and take the mean."""
     blank = Prediction(example.id, example.subject, len(example.options), example.answer, "too_long")
     if any(p.status != "scored" for p in predictions):
-        return OrderedPrediction(blank, 0.0, (), len(orders))
+        return OrderedPrediction(blank, (), (), len(orders))
     values = np.array(
         [mapped_back(np.log(p.probabilities).tolist(), o) for p, o in zip(predictions, orders, strict=True)]
     )
@@ -101,7 +110,7 @@ def _together(
     prediction = dataclasses.replace(blank, status="scored", log_likelihoods=mean)
     return OrderedPrediction(
         prediction,
-        consistency(values, prediction.choice),
+        tuple(order[p.choice] for p, order in zip(predictions, orders, strict=True)),
         tuple(p.choice for p in predictions),
         len(orders),
     )

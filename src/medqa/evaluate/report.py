@@ -138,7 +138,7 @@ def _calibration(confidence: FloatArray, correct: BoolArray, intervals: bool) ->
 
         record[name] = error(confidence, correct)
         if intervals:
-            low, high = bootstrap_interval(error, confidence, correct, num_draws=NUM_DRAWS)
+            low, high = bootstrap_interval(error, confidence, correct, num_draws=NUM_DRAWS, reflected=True)
             record[f"{name}_interval"] = [low, high]
     record["ece_by_chance"] = calibration_error_by_chance(confidence)
     record["auroc"] = auroc(confidence, correct)

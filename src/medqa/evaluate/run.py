@@ -117,7 +117,7 @@ def evaluate_tuned(
         "orders": measured.orders(),
         "explanations": measured.explanations(),
         "traps": measured.traps(),
-        "not_measured": _not_measured(config, path),
+        "not_measured": _not_measured(config, path, measured),
         "scoring": measured.way,
         "device": tuned.device.record(),
         "selftest": last_selftest(tuned.device),
@@ -127,6 +127,8 @@ def evaluate_tuned(
     write_jsonl(path / f"predictions{label}.jsonl", _prediction_rows(measured))
     if measured.explained:
         write_jsonl(path / f"explanations{label}.jsonl", measured.explained)
+    else:  # those of an earlier report don't belong to this one
+        (path / f"explanations{label}.jsonl").unlink(missing_ok=True)
     write_json(path / report["file"], report)
     write_report_page(report, worst, path / f"report{label}.html")
     return report
@@ -160,19 +162,24 @@ def _calibration(measured: Measurement) -> dict[str, Any]:
     }
 
 
-def _not_measured(config: EvaluateConfig, path: Path) -> list[str]:
-    """Say what the settings leave out, and how to get it."""
+def _not_measured(config: EvaluateConfig, path: Path, measured: Measurement) -> list[str]:
+    """Say what the settings or the calibration leave out, and how to get it."""
+    uncalibrated = measured.calibration is not None and measured.calibrated(config.orders) is None
     asked = {
         "lm-eval's own score": ("lm_eval", config.lm_eval, "true"),
         "other option orders": ("orders", config.orders > 1, "4"),
         "the explanations": ("explanations", config.explanations > 0, "200"),
         "traps": ("traps", config.traps > 0, "500"),
     }
-    return [
+    texts = [
         f"Not measured: {what}. `medqa evaluate {path} --set evaluate.{key}={value}` does."
         for what, (key, wanted, value) in asked.items()
         if not wanted
     ]
+    if uncalibrated:
+        command = f"medqa calibrate {path} --orders {config.orders}"
+        texts.append(f"Not calibrated over {config.orders} option orders. `{command}` does.")
+    return texts
 
 
 def _prediction_rows(measured: Measurement) -> Iterator[dict[str, Any]]:
@@ -184,6 +191,6 @@ def _prediction_rows(measured: Measurement) -> Iterator[dict[str, Any]]:
             "prompt": "medqa",
             "model": "tuned",
             "num_orders": one.num_orders,
-            "consistency": one.consistency,
+            "consistency": one.consistency() if one.choices else None,
             **one.prediction.to_json(),
         }

@@ -76,8 +76,9 @@ class Answerer:
             alpha=settings.alpha if calibration else None,
             abstain=judgement.abstain,
             reason=judgement.reason,
+            caveat=judgement.caveat,
             num_orders=found.num_orders,
-            consistency=found.consistency if found.num_orders > 1 else None,
+            consistency=found.consistency(judgement.choice) if found.num_orders > 1 else None,
             explanation_check={**row["check"], "warning": row["warning"]} if row else None,
         )
 

@@ -63,6 +63,7 @@ class Costs:
         num_questions: Evaluation questions.
         num_held_back: Questions held back for calibration.
         held_back_tokens: Tokens of these, and of those that calibration is chosen by.
+        ordered_tokens: The same in all the option orders that calibration is wanted for.
     """
 
     short_tokens: int
@@ -73,6 +74,7 @@ class Costs:
     num_questions: int
     num_held_back: int = 0
     held_back_tokens: int = 0
+    ordered_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ def plan_evaluation(seconds: float, costs: Costs, speeds: Speeds) -> tuple[int, 
 
 
 def plan_calibration(
-    seconds: float, costs: Costs, speeds: Speeds, num_orders: NumOrders
+    seconds: float, costs: Costs, speeds: Speeds, orders: tuple[NumOrders, ...]
 ) -> tuple[int, tuple[NumOrders, ...], float]:
     """Choose what to calibrate in some seconds: several option orders, the one given, or that on a part.
 
@@ -139,14 +141,19 @@ def plan_calibration(
     one = costs.held_back_tokens / speeds.score_tokens_per_s
     if not costs.num_held_back or not one:
         return 0, (), 0.0
-    if num_orders > 1 and one * num_orders <= seconds:
-        return costs.num_held_back, (1, num_orders), one * num_orders
+    everything = costs.ordered_tokens / speeds.score_tokens_per_s
+    if len(orders) > 1 and everything <= seconds:
+        return costs.num_held_back, orders, everything
     num_rows = min(costs.num_held_back, int(costs.num_held_back * seconds / one))
     return (num_rows, (1,), one * num_rows / costs.num_held_back) if num_rows >= MIN_ROWS else (0, (), 0.0)
 
 
 def plan_time(
-    seconds: float, costs: Costs, speeds: Speeds, batch_size: int, num_orders: NumOrders = 1
+    seconds: float,
+    costs: Costs,
+    speeds: Speeds,
+    batch_size: int,
+    orders: tuple[NumOrders, ...] = (1,),
 ) -> TimePlan:
     """Divide the time that is left.
 
@@ -155,7 +162,7 @@ def plan_time(
         costs: What there is to do.
         speeds: How fast it goes.
         batch_size: Rows per optimizer step.
-        num_orders: Option orders to calibrate for, if that fits.
+        orders: Numbers of option orders to calibrate for, if that fits.
 
     Raises:
         ConfigError: If not even a few steps fit.
@@ -163,7 +170,7 @@ def plan_time(
     usable = seconds * (1 - MARGIN_SHARE) - MARGIN_S - speeds.save_s
     num_questions, lm_eval, evaluation_s = plan_evaluation(max(0.0, usable) * EVALUATION_SHARE, costs, speeds)
     num_calibration, orders, calibration_s = plan_calibration(
-        max(0.0, usable) * CALIBRATION_SHARE, costs, speeds, num_orders
+        max(0.0, usable) * CALIBRATION_SHARE, costs, speeds, orders
     )
     training_s = usable - evaluation_s - calibration_s
     tokens = training_s * speeds.train_tokens_per_s

@@ -191,7 +191,7 @@ class Prepared:
         """Say what was left out or cut."""
         limit = self.limit
         texts = {
-            "num_too_long": "questions left out: their prompt is longer than",
+            "num_too_long": "rows left out: their prompt is longer than",
             "num_explanations_cut": "explanations cut (and trained without a stop token) at",
         }
         return [

@@ -232,6 +232,7 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
         adapter_sha256=file_sha256(run.path / "adapter" / "adapter_model.safetensors"),
         training={
             "num_rows": len(tuning.rows),
+            "num_read_back": prepared.counts["num_read_back"],
             "num_steps": state.step,
             "num_tokens": state.num_tokens,
             "tokens_per_second": round(state.num_tokens / state.seconds, 1),
@@ -244,10 +245,15 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
     )
     model.eval()
     tuned = TunedModel(run, prepared.base, device, prepared.renderer, model, tuning.engine.decoder)
-    _calibrate(run, tuning, tuned)
-    if tuning.timed is not None:
-        report = evaluate_tuned(tuned, *tuning.timed.evaluation())
-        run.update(report=report["file"])
+    try:
+        _calibrate(run, tuning, tuned)
+        if tuning.timed is not None:
+            report = evaluate_tuned(tuned, *tuning.timed.evaluation())
+            run.update(report=report["file"])
+    except BaseException:
+        missing = f"`medqa calibrate {run.path}` and `medqa evaluate {run.path}` do what is missing"
+        tuning.notice(f"Stopped after training, which is whole: {missing}")
+        raise
     return run
 
 

@@ -8,6 +8,8 @@ from typing import Any
 from medqa.config import EvaluateConfig
 from medqa.data.build import QuestionSet, evaluation_set
 from medqa.data.draw import sample
+from medqa.evaluate.calibrate import usual_orders
+from medqa.evaluate.orders import count_askings
 from medqa.evaluate.run import refuse_trained_on
 from medqa.evaluate.score import Item, default_batch_tokens, make_items, score_items
 from medqa.hardware.device import is_out_of_memory
@@ -71,7 +73,13 @@ class TimedRun:
             num_questions=len(self._items),
             num_held_back=len(data.calibration),
             held_back_tokens=_num_tokens(held),
+            ordered_tokens=self._ordered_tokens(held),
         )
+
+    def _ordered_tokens(self, held: Sequence[Item]) -> int:
+        """Tokens of the held-back questions in the most orders that calibration is wanted for."""
+        most = max(usual_orders(self._prepared.config))
+        return sum(len(item.prefix) * count_askings([item.example], most) for item in held)
 
     @property
     def _seconds_left(self) -> float:
@@ -87,7 +95,7 @@ class TimedRun:
         train_rate = self._train_rate(model, engine, limit)
         self._speeds = Speeds(train_rate, self._score_rate(model, engine), SAVE_S)
         batch_size = self._prepared.config.train.batch_size
-        orders = self._prepared.config.evaluate.orders
+        orders = usual_orders(self._prepared.config)
         plan = plan_time(self._seconds_left, self._costs, self._speeds, batch_size, orders)
         for reason in plan.reasons:
             log.info("Plan: %s", reason)

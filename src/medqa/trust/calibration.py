@@ -28,6 +28,9 @@ __all__ = ["ALPHAS", "Calibration", "Judgement", "LogLikelihoods"]
 ALPHAS = (0.2, 0.1, 0.05)
 """Shares of answer sets that may miss the right option: sets of 80, 90 and 95 %."""
 
+MIN_COUNT_ROWS = 20
+"""Questions of some number of options without which nothing is known of such: fewer have no set of 95 %."""
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -73,6 +76,7 @@ class Judgement:
         answer_set: Places of the options that stay in question, the likeliest first.
         abstain: Whether the model is not sure enough for the risk that was stated; False if none was.
         reason: Why so, in a sentence; None if no risk was stated.
+        caveat: Why even the confidence is in doubt, in a sentence; None if nothing is known against it.
     """
 
     choice: int
@@ -81,6 +85,7 @@ class Judgement:
     answer_set: tuple[int, ...]
     abstain: bool
     reason: str | None
+    caveat: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +98,9 @@ class Calibration:
             to a
             set; infinite where there were too few questions.
         subject_quantiles: The same for each subject with questions enough.
+        option_counts: How many questions of how many options it was fitted on; any number of options is taken
+            as known if this is empty.
+        count_quantiles: Quantiles for each number of options, where there are several with questions enough.
         risk: What was answered, and wrongly, at each threshold.
         account: How the calibrator was chosen and what it changed, for people to read.
     """
@@ -102,6 +110,12 @@ class Calibration:
     subject_quantiles: dict[str, dict[str, dict[str, float]]]
     risk: RiskCounts
     account: dict[str, Any]
+    option_counts: dict[int, int] = dataclasses.field(default_factory=dict)
+    count_quantiles: dict[int, dict[str, dict[str, float]]] = dataclasses.field(default_factory=dict)
+
+    def knows(self, num_options: int) -> bool:
+        """Say whether there were questions enough with so many options to say anything of such sets."""
+        return not self.option_counts or self.option_counts.get(num_options, 0) >= MIN_COUNT_ROWS
 
     def probabilities(self, log_likelihoods: FloatArray) -> FloatArray:
         """Turn (N, L) log-likelihoods into (N, L) probabilities."""
@@ -114,7 +128,7 @@ class Calibration:
         method: SetMethod = "lac",
         subjects: Sequence[str | None] | None = None,
     ) -> npt.NDArray[np.bool_]:
-        """Say which options stay in question.
+        """Say which options stay in question: all of them where the number of options is not known.
 
         Args:
             probabilities: After calibration.
@@ -133,10 +147,18 @@ class Calibration:
             raise CalibrationError(
                 f"no answer sets for alpha {alpha!r}", f"fitted are {', '.join(self.quantiles[method])}"
             )
-        limit = self.quantiles[method][str(alpha)]
-        own = self.subject_quantiles
-        limits = [own.get(s or "", {}).get(method, {}).get(str(alpha), limit) for s in subjects or ()]
-        return prediction_sets(probabilities, np.array(limits) if subjects else limit, method)
+        counts = [int(count) for count in (probabilities > 0).sum(axis=1)]
+        limits = np.array([self._quantile(count, method, str(alpha)) for count in counts])
+        for row, subject in enumerate(subjects or ()):
+            own = self.subject_quantiles.get(subject or "", {}).get(method, {})
+            if self.knows(counts[row]):
+                limits[row] = own.get(str(alpha), limits[row])
+        return prediction_sets(probabilities, limits, method)
+
+    def _quantile(self, num_options: int, method: SetMethod, alpha: str) -> float:
+        if not self.knows(num_options):
+            return np.inf
+        return self.count_quantiles.get(num_options, self.quantiles)[method][alpha]
 
     def threshold(self, max_risk: float, delta: float = 0.05) -> float | None:
         """Find the confidence from which answers are wrong at most so often; see `threshold_for_risk`.
@@ -169,6 +191,11 @@ class Calibration:
         [inside] = self.sets(row[None], alpha)
         choice = int(row.argmax())
         abstain, reason = self._abstain(float(row[choice]), max_risk)
+        caveat = None
+        if not self.knows(len(log_likelihoods)):
+            seen = " or ".join(str(n) for n in sorted(self.option_counts) if self.knows(n)) or "no number of"
+            caveat = f"calibrated on questions of {seen} options, and this one has {len(log_likelihoods)}"
+            abstain, reason = max_risk is not None, None if max_risk is None else caveat
         return Judgement(
             choice,
             float(row[choice]),
@@ -176,20 +203,21 @@ class Calibration:
             tuple(int(place) for place in np.argsort(-row, kind="stable") if inside[place]),
             abstain,
             reason,
+            caveat,
         )
 
     def _abstain(self, confidence: float, max_risk: float | None) -> tuple[bool, str | None]:
         if max_risk is None:
             return False, None
         threshold = self.threshold(max_risk)
-        asked = f"for at most {max_risk:.0%} wrong answers"
+        asked = f"for at most {100 * max_risk:g} % wrong answers"
         if threshold is None:
             return (
                 True,
                 f"no confidence is enough {asked}, as far as {self.risk.num_questions:,} questions can tell",
             )
         below = confidence < threshold
-        return below, f"{confidence:.0%} sure, {threshold:.0%} is needed {asked}"
+        return below, f"{confidence:.1%} sure, {threshold:.0%} is needed {asked}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; an infinite quantile is null."""
@@ -206,6 +234,8 @@ class Calibration:
             "quantiles": plain(self.quantiles),
             "subject_quantiles": {name: plain(values) for name, values in self.subject_quantiles.items()},
             "risk": dataclasses.asdict(self.risk),
+            "option_counts": {str(count): num for count, num in sorted(self.option_counts.items())},
+            "count_quantiles": {str(count): plain(values) for count, values in self.count_quantiles.items()},
             "account": self.account,
         }
 
@@ -224,17 +254,21 @@ class Calibration:
             }
 
         def finite(value: float) -> float:
-            if not np.isfinite(value):
+            if isinstance(value, bool) or not np.isfinite(value):
                 raise ValueError(f"a quantile of {value!r}")
             return float(value)
 
         try:
             return cls(
                 CALIBRATORS[values["method"]].from_json(values["parameters"]),
-                quantiles({method: values["quantiles"][method] for method in ("lac", "aps")}),
+                quantiles(
+                    {m: {str(a): values["quantiles"][m][str(a)] for a in ALPHAS} for m in ("lac", "aps")}
+                ),
                 {name: quantiles(found) for name, found in values["subject_quantiles"].items()},
                 RiskCounts.from_json(values["risk"]),
                 dict(values["account"]),
+                {int(count): int(num) for count, num in values["option_counts"].items()},
+                {int(count): quantiles(found) for count, found in values["count_quantiles"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
             raise CalibrationError(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.optimize
 
-from medqa.errors import CalibrationError, DataError
+from medqa.errors import CalibrationError
 
 __all__ = [
     "CALIBRATORS",
@@ -111,6 +111,12 @@ class Temperature:
     temperature: float
     method: ClassVar[str] = "temperature"
 
+    @property
+    def at_bound(self) -> bool:
+        """Whether the best temperature lies beyond those that are tried."""
+        low, high = _TEMPERATURES
+        return not 1.01 * low < self.temperature < 0.99 * high
+
     @classmethod
     def fit(cls, log_likelihoods: FloatArray, answers: IntArray) -> "Temperature":
         """Take the temperature of least negative log-likelihood."""
@@ -186,21 +192,15 @@ class VectorScaling:
         return cls(tuple(map(float, found.x[:width])), tuple(map(float, biases)))
 
     def probabilities(self, log_likelihoods: FloatArray) -> FloatArray:
-        """Turn (N, L) log-likelihoods into (N, L) probabilities.
-
-        Raises:
-            DataError: If there are more options than this was fitted on.
-        """
+        """Turn (N, L) log-likelihoods into (N, L) probabilities; letters never seen take the mean scale."""
         width = log_likelihoods.shape[1]
-        if width > len(self.scales):
-            raise DataError(
-                f"{width} options, the calibration was fitted on {len(self.scales)} at most",
-                "calibrate on questions with as many: `medqa calibrate`",
-            )
+        more = max(0, width - len(self.scales))
+        scales = np.array([*self.scales, *[np.mean(self.scales)] * more])
+        biases = np.array([*self.biases, *[0.0] * more])
         highest = log_likelihoods.max(axis=1, keepdims=True)
         absent = np.isneginf(log_likelihoods)
         values = np.where(absent, 0.0, log_likelihoods - highest)
-        scaled = np.array(self.scales[:width]) * values + np.array(self.biases[:width])
+        scaled = scales[:width] * values + biases[:width]
         return softmax_rows(np.where(absent, -np.inf, scaled))
 
     def to_json(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medqa.errors import CalibrationError
-from medqa.trust.calibration import ALPHAS, Calibration, LogLikelihoods
+from medqa.trust.calibration import ALPHAS, MIN_COUNT_ROWS, Calibration, LogLikelihoods
 from medqa.trust.calibrators import (
     CALIBRATORS,
     Calibrator,
@@ -15,10 +16,12 @@ from medqa.trust.calibrators import (
     softmax_rows,
 )
 from medqa.trust.conformal import SetMethod, conformal_quantile, conformity_scores, group_quantiles
-from medqa.trust.metrics import bootstrap_interval
+from medqa.trust.metrics import bootstrap_interval, expected_calibration_error
 from medqa.trust.selective import count_risk
 
 __all__ = ["MIN_ROWS", "fit_calibration"]
+
+FloatArray = npt.NDArray[np.float64]
 
 MIN_ROWS = 50
 """Questions without which nothing can be said."""
@@ -50,10 +53,18 @@ def fit_calibration(fit: LogLikelihoods, choose: LogLikelihoods | None = None) -
     rows = np.arange(len(fit))
     quantiles: dict[str, dict[str, float]] = {}
     by_subject: dict[str, dict[str, dict[str, float]]] = {}
+    by_count: dict[int, dict[str, dict[str, float]]] = {}
+    sizes = (~np.isneginf(fit.values)).sum(axis=1)
+    counts = {int(size): int(num) for size, num in zip(*np.unique(sizes, return_counts=True), strict=True)}
     methods: tuple[SetMethod, ...] = ("lac", "aps")
     for method in methods:
         scores = conformity_scores(honest, method)[rows, fit.answers]
         quantiles[method] = {str(alpha): conformal_quantile(scores, alpha) for alpha in ALPHAS}
+        for size, num in counts.items():
+            if len(counts) > 1 and num >= MIN_COUNT_ROWS:
+                own = scores[sizes == size]
+                found = {str(alpha): conformal_quantile(own, alpha) for alpha in ALPHAS}
+                by_count.setdefault(size, {})[method] = found
         for alpha in ALPHAS:
             for subject, value in group_quantiles(scores, fit.subjects, alpha).items():
                 by_subject.setdefault(subject, {}).setdefault(method, {})[str(alpha)] = value
@@ -67,7 +78,11 @@ def fit_calibration(fit: LogLikelihoods, choose: LogLikelihoods | None = None) -
             "num_questions": len(fit),
             "num_to_choose_by": len(choose) if choose else 0,
             "candidates": candidates,
+            "before": _measure(softmax_rows(fit.values), fit),
+            "after": _measure(honest, fit),
         },
+        counts,
+        by_count,
     )
 
 
@@ -94,3 +109,25 @@ def _choose(
         if low > 0 and losses[name].mean() < losses[chosen].mean():
             chosen = name
     return CALIBRATORS[chosen], record
+
+
+def _measure(probabilities: FloatArray, questions: LogLikelihoods) -> dict[str, Any]:
+    """Measure calibration, over all and in each subject, on questions that none of it was fitted on."""
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == questions.answers
+    losses = row_losses(probabilities, questions.answers)
+    subjects = np.array([subject or "(none)" for subject in questions.subjects])
+
+    def part(rows: Any) -> dict[str, Any]:
+        return {
+            "num_questions": len(losses[rows]),
+            "accuracy": float(correct[rows].mean()),
+            "mean_confidence": float(confidence[rows].mean()),
+            "nll": float(losses[rows].mean()),
+        }
+
+    return {
+        **part(slice(None)),
+        "ece": expected_calibration_error(confidence, correct),
+        "subjects": {str(name): part(subjects == name) for name in np.unique(subjects)},
+    }

@@ -217,6 +217,7 @@ def bootstrap_interval(
     level: float = 0.95,
     num_draws: int = 1000,
     seed: int = 0,
+    reflected: bool = False,
 ) -> tuple[float, float]:
     """Interval for any measure, by drawing the questions anew with replacement.
 
@@ -226,12 +227,15 @@ def bootstrap_interval(
         level: Confidence level, in (0, 1).
         num_draws: Draws.
         seed: Of the draws.
+        reflected: Reflect the interval in the measure itself and cut it at 0. For measures such as
+            calibration error that noise alone makes larger: the draws are noisier than the questions, and
+            would give an interval that lies too high.
 
     Shapes:
         columns: (N, ...) each.
 
     Source:
-        Efron 1979, percentiles.
+        Efron 1979, percentiles; reflected: the basic interval of Davison and Hinkley 1997, section 5.2.
     """
     draw = np.random.default_rng(seed)
     size = len(columns[0])
@@ -240,4 +244,7 @@ def bootstrap_interval(
         rows = draw.integers(0, size, size)
         values.append(statistic(*(column[rows] for column in columns)))
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    if reflected:
+        centre = statistic(*columns)
+        low, high = max(0.0, 2 * centre - high), max(0.0, 2 * centre - low)
     return float(low), float(high)

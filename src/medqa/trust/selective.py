@@ -26,7 +26,7 @@ BoolArray = npt.NDArray[np.bool_]
 # Fixed before any data is seen, which the guarantee needs.
 THRESHOLDS: tuple[float, ...] = tuple(round(number / 100, 2) for number in range(101))
 # Where the search for a threshold begins; the error that it may make is shared among the starts.
-_STARTS = (0.85, 0.7, 0.55)
+_STARTS = (0.85, 0.7, 0.55, 0.3)
 
 
 def risk_coverage(confidence: FloatArray, correct: BoolArray) -> tuple[FloatArray, FloatArray]:

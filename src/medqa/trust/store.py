@@ -7,6 +7,7 @@ from typing import Any
 from medqa.errors import CalibrationError, RunError
 from medqa.files import read_json, write_json
 from medqa.trust.calibration import Calibration
+from medqa.trust.permutation import NUM_ORDERS
 
 __all__ = ["FILE_NAME", "CalibrationFile", "Identity"]
 
@@ -107,7 +108,7 @@ class CalibrationFile:
             CalibrationError: If it is damaged, or belongs to another adapter, base model or prompt.
         """
         file = folder / FILE_NAME
-        if not file.is_file():
+        if not file.exists():
             return None
         try:
             values = read_json(file)
@@ -115,11 +116,13 @@ class CalibrationFile:
                 raise CalibrationError(f"{file} has version {values.get('version')!r}, not {VERSION}", _AGAIN)
             found = Identity(**values["identity"])
             calibrations = {int(number): Calibration.from_json(c) for number, c in values["orders"].items()}
-            if not calibrations:
-                raise CalibrationError(f"{file} holds no calibration", _AGAIN)
+            if not calibrations or not set(calibrations) <= {*NUM_ORDERS}:
+                raise CalibrationError(f"{file} holds no calibration for 1, 4 or 24 orders", _AGAIN)
+            if not isinstance(values["data"]["num_used"], dict):
+                raise TypeError("no data")
         except RunError as exc:
             raise CalibrationError(exc.message, _AGAIN) from exc
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as exc:
             raise CalibrationError(f"{file} is damaged: {exc!r}", _AGAIN) from exc
         for field, name in _NAMES.items():
             if getattr(found, field) != getattr(identity, field):
