@@ -6,9 +6,10 @@
     metrics.jsonl      one line per optimizer step
     loss.png           the loss curve
     checkpoints/       the newest state that training can go on from
-    adapter/           the result, in PEFT's own format, with the tokenizer
-    report.json        what `medqa evaluate` measured
+    adapter/           the result, in PEFT's own format, with the tokenizer and calibration.json
+    report.json        what `medqa evaluate` measured, and report.html to read it
     predictions.jsonl  one line per model and question
+    explanations.jsonl one line per explanation that was written and checked
 
 Files are written as `medqa.files` does: whole or not there.
 """

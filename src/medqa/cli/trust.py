@@ -14,7 +14,9 @@ def calibrate(
     run: Run,
     orders: Annotated[
         list[int] | None,
-        typer.Option(help="Option orders to calibrate for: 1, 4 or 24; may be repeated; 1 and 4 by default."),
+        typer.Option(
+            help="Option orders to calibrate for: 1, 4 or 24; may be repeated; else as the run is set to."
+        ),
     ] = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="Calibrate on at most this many held-back questions.")

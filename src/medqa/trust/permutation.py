@@ -62,7 +62,7 @@ def option_orders(
 
 
 def _drawn(places: list[int], num_orders: int) -> list[tuple[int, ...]]:
-    """Draw different orders, the given one first; whole rotations, so that no place is preferred."""
+    """Draw different orders, the given one first, rotation by rotation: hardly any place is preferred."""
     draw = random.Random(len(places))
     found: dict[tuple[int, ...], None] = {}
     base = list(places)
