@@ -99,9 +99,9 @@ def shuffled(example: Example, seed: int) -> Example:
     "All of the above" keeps its place. Where options are named by letter ("both A and B"), or the explanation
     still does so, no option can move.
     """
-    if names_letters(example.explanation or ""):
-        return example
     free = free_places(example)
+    if not free or names_letters(example.explanation or ""):
+        return example
     mixed = list(free)
     random.Random(f"order:{draw_hash(example, seed)}").shuffle(mixed)
     order = list(range(len(example.options)))

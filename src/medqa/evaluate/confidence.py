@@ -10,12 +10,12 @@ from medqa.evaluate.report import Scored, accuracy_of, summarise
 from medqa.records import LETTERS, Prediction
 from medqa.trust.calibration import ALPHAS, Calibration
 from medqa.trust.conformal import SetMethod, coverage_of_sets
+from medqa.trust.fitting import MAX_RISKS
 from medqa.trust.metrics import wilson_interval
 from medqa.trust.permutation import letter_shares
 
-__all__ = ["MAX_RISKS", "measure_calibrated", "measure_orders"]
+__all__ = ["measure_calibrated", "measure_orders"]
 
-MAX_RISKS = (0.5, 0.4, 0.3, 0.2, 0.1)
 _METHODS: tuple[SetMethod, ...] = ("lac", "aps")
 
 

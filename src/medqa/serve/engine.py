@@ -122,6 +122,11 @@ class Answerer:
 
 def _judge(prediction: Prediction, calibration: Calibration | None, settings: ServeConfig) -> Judgement:
     if calibration is not None:
-        return calibration.judge(prediction.log_likelihoods, alpha=settings.alpha, max_risk=settings.max_risk)
+        return calibration.judge(
+            prediction.log_likelihoods,
+            alpha=settings.alpha,
+            max_risk=settings.max_risk,
+            subject=prediction.subject,
+        )
     choice, probabilities = prediction.choice, prediction.probabilities
     return Judgement(choice, probabilities[choice], probabilities, (), abstain=False, reason=None)

@@ -176,6 +176,7 @@ class Calibration:
         *,
         alpha: float = 0.1,
         max_risk: float | None = None,
+        subject: str | None = None,
     ) -> Judgement:
         """Say how far to trust the answer to one question.
 
@@ -183,12 +184,13 @@ class Calibration:
             log_likelihoods: Of each option.
             alpha: Share of answer sets that may miss the right option.
             max_risk: Share of the given answers that may be wrong; abstains below the confidence that takes.
+            subject: Of the question, for a set that holds within it, if it had questions enough.
 
         Raises:
             CalibrationError: If alpha was not fitted, or the risk is not in (0, 1).
         """
         [row] = self.probabilities(np.array([log_likelihoods], dtype=float))
-        [inside] = self.sets(row[None], alpha)
+        [inside] = self.sets(row[None], alpha, subjects=[subject])
         choice = int(row.argmax())
         abstain, reason = self._abstain(float(row[choice]), max_risk)
         caveat = None

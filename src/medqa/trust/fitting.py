@@ -17,11 +17,14 @@ from medqa.trust.calibrators import (
 )
 from medqa.trust.conformal import SetMethod, conformal_quantile, conformity_scores, group_quantiles
 from medqa.trust.metrics import bootstrap_interval, expected_calibration_error
-from medqa.trust.selective import count_risk
+from medqa.trust.selective import count_risk, threshold_for_risk
 
-__all__ = ["MIN_ROWS", "fit_calibration"]
+__all__ = ["MAX_RISKS", "MIN_ROWS", "fit_calibration"]
 
 FloatArray = npt.NDArray[np.float64]
+
+MAX_RISKS = (0.5, 0.4, 0.3, 0.2, 0.1)
+"""Shares of wrong answers for which thresholds are shown; others are found when they are asked for."""
 
 MIN_ROWS = 50
 """Questions without which nothing can be said."""
@@ -78,6 +81,7 @@ def fit_calibration(fit: LogLikelihoods, choose: LogLikelihoods | None = None) -
             "num_questions": len(fit),
             "num_to_choose_by": len(choose) if choose else 0,
             "candidates": candidates,
+            "thresholds": {str(max_risk): threshold_for_risk(risk, max_risk) for max_risk in MAX_RISKS},
             "before": _measure(softmax_rows(fit.values), fit),
             "after": _measure(honest, fit),
         },
