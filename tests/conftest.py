@@ -1,7 +1,10 @@
 """Fixtures: an isolated home, no network, a tiny model and small data."""
 
 import os
+import random
+import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the tensors are tiny, and tests run side 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+from medqa.records import Example
 from medqa.testing import make_examples, make_tiny_model, make_tokenizer, write_medmcqa
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -29,6 +33,13 @@ def isolated(tmp_path_factory, monkeypatch, request):
         return connect(self, address, *args)
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_draws():
+    """Draw less for the intervals of reports: their widths are tested where they are computed."""
+    if report := sys.modules.get("medqa.evaluate.report"):
+        report.NUM_DRAWS = 40
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +73,62 @@ def tiny_settings(model, data):
         "data.calibration_share=0",
         "data.selection_share=0",
         "train.read_back_share=0",
+        "evaluate.orders=1",
         "evaluate.explanations=2",
         "evaluate.traps=4",
     ]
+
+
+def word_questions(count, seed=0):
+    """Make questions of random words, none of which is like another; the explanation names the key."""
+    draw = random.Random(seed)
+
+    def words(num):
+        return " ".join("".join(draw.choices("bcdfglmnprstaeiou", k=7)) for _ in range(num))
+
+    made = []
+    for number in range(count):
+        options, key = tuple(words(1) for _ in range(4)), draw.randrange(4)
+        text = f"This is {options[key]}, after {words(2)}."
+        subject = ("Anatomy", "Surgery")[number % 2]
+        made.append(Example(words(5) + "?", options, key, f"w{seed}-{number}", subject, explanation=text))
+    return made
+
+
+@pytest.fixture(scope="session")
+def word_data(tmp_path_factory):
+    """Questions enough that some can be held back."""
+    folder = tmp_path_factory.mktemp("words")
+    write_medmcqa(folder / "train.jsonl", word_questions(160))
+    write_medmcqa(folder / "validation.jsonl", word_questions(24, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def calibrated_settings(tiny_model, word_data):
+    return [
+        *tiny_settings(tiny_model, word_data),
+        "data.calibration_share=0.4",
+        "data.selection_share=0.1",
+        "evaluate.orders=4",
+        "train.batch_size=16",
+    ]
+
+
+@pytest.fixture(scope="session")
+def calibrated_run(tmp_path_factory, calibrated_settings):
+    """A run of the tiny model that was calibrated on what was held back. Not to be changed: copy it."""
+    from medqa.recipe import load_recipe
+    from medqa.train.run import train
+
+    return train(
+        load_recipe("medmcqa", calibrated_settings), tmp_path_factory.mktemp("runs") / "run", "medmcqa"
+    ).path
+
+
+@pytest.fixture
+def calibrated_copy(calibrated_run, tmp_path):
+    return Path(shutil.copytree(calibrated_run, tmp_path / "copy"))
 
 
 @pytest.fixture

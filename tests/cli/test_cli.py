@@ -45,6 +45,9 @@ def medqa(monkeypatch, capsys):
         (("train", "--set", "data.name=" + "x" * 5000), "data.name", "path"),
         (("evaluate", "runs/none"), "no run folder", "medqa train"),
         (("ask", "runs/none", "-q", "q", "-o", "a", "-o", "b"), "no run folder", "medqa train"),
+        (("calibrate", "runs/none"), "no run folder", "medqa train"),
+        (("calibrate", "runs/none", "--orders", "7"), "--orders 7", "every rotation"),
+        (("compare", "runs/none", "runs/none"), "no run folder", "medqa train"),
         (("ask", "x", "-q", "q", "-o", "a"), "1 option(s)", "each option"),
         (("ask", "x", "-q", "q", "-o", "a", "-o", "a"), "more than once", "differ"),
         (("ask", "x", "-q", " ", "-o", "a", "-o", "b"), "question is empty", "text"),
@@ -147,6 +150,50 @@ def test_train_evaluate_and_their_json(medqa, settings, tmp_path):
     assert "McNemar" in out
     code, out, _ = medqa("evaluate", tmp_path / "r", "--json", "--limit", "5")
     assert json.loads(out)["scores"]["lm_eval"]["base"]["num_questions"] == 5
+
+
+def test_trust_on_the_command_line(medqa, calibrated_copy):
+    code, out, _ = medqa("calibrate", calibrated_copy, "--orders", "1", "--json")
+    assert code == 0
+    assert set(json.loads(out)["orders"]) == {"1", "4"}
+    code, out, _ = medqa("calibrate", calibrated_copy, "--orders", "1", "--rows", "50")
+    assert code == 0
+    assert "Calibrated on 50 questions that were held back from training" in " ".join(out.split())
+    code, _, err = medqa("calibrate", calibrated_copy, "--orders", "7")
+    assert code == 2
+    assert "--orders 7" in err
+    assert "4 every rotation" in " ".join(err.split())
+    code, _, err = medqa("calibrate", calibrated_copy, "--rows", "49")
+    assert code == 2
+    assert "at least 50 are needed" in " ".join(err.split())
+
+
+QUESTION = ("-q", "What comes after 3?", "-o", "4", "-o", "9", "-o", "7", "-o", "1", "--no-explain")
+
+
+def test_an_answer_that_is_not_given_is_printed_as_such(medqa, calibrated_run, finished_run):
+    risk = ("--set", "serve.max_risk=0.3")
+    code, out, _ = medqa("ask", calibrated_run, *QUESTION, *risk)
+    flat = " ".join(out.split())
+    assert code == 0
+    assert "Not sure enough to answer: no confidence is enough for at most 30 % wrong answers" in flat
+    assert "Best guess: " in flat
+    assert "Answer: " not in flat
+    assert NOTICE in flat
+    answer = json.loads(medqa("ask", calibrated_run, *QUESTION, *risk, "--json")[1])
+    assert answer["abstain"] is True
+    flat = " ".join(medqa("ask", calibrated_run, *QUESTION, "--set", "serve.orders=4")[1].split())
+    assert "Still in question, 90% sure: " in flat
+    assert "of 4 option orders" in flat
+    assert "not calibrated" not in flat
+    two = ("-q", "What comes after 3?", "-o", "4", "-o", "9", "--no-explain")
+    flat = " ".join(medqa("ask", calibrated_run, *two)[1].split())
+    assert "Beware: calibrated on questions of 4 options, and this one has 2" in flat
+    assert "Still in question" not in flat
+    code, _, err = medqa("ask", finished_run, *QUESTION, *risk)
+    assert code == 2
+    assert "nothing is known of the risk" in " ".join(err.split())
+    assert "the model's own: not calibrated" in " ".join(medqa("ask", finished_run, *QUESTION)[1].split())
 
 
 CASES = """stem,first,second,third,fourth,solution,why

@@ -69,6 +69,46 @@ def test_copies_that_stay_are_never_parted_by_a_split(folder):
     assert not held & used
 
 
+def test_no_group_of_like_questions_comes_apart(tmp_path, monkeypatch):
+    """Near copies share a group; one of them resembles a stranger, so that the whole group is trained on."""
+    from conftest import word_questions
+    from medqa.data import build
+
+    rows = word_questions(120)
+    for number in range(0, 60, 3):  # pairs alike in all but a word
+        question = rows[number].question.removesuffix("?") + " besides?"
+        rows[number + 1] = dataclasses.replace(rows[number], question=question, id=f"near{number}")
+    # Half of what is asked in the first of each pair of these is asked again elsewhere, in other words.
+    for number in range(0, 30, 3):
+        half = " ".join(rows[number].question.split()[:4])
+        rows[number + 2] = dataclasses.replace(rows[number + 2], question=f"{half} otherwise{number}?")
+    write_medmcqa(tmp_path / "train.jsonl", rows)
+    write_medmcqa(tmp_path / "validation.jsonl", word_questions(9, seed=1))
+    seen = []
+    split = build._split
+
+    def spied(config, kept, prints, groups, audit):
+        parts = split(config, kept, prints, groups, audit)
+        seen.append((groups, parts))
+        return parts
+
+    monkeypatch.setattr(build, "_split", spied)
+    shares = {"calibration_share": 0.4, "selection_share": 0.2, "clean": False}
+    corpus = build_corpus(config(tmp_path, **shares), 0)
+    [(groups, parts)] = seen
+    numbers = {name: {groups.split[row] for row in chosen} for name, chosen in parts.items()}
+    assert all(numbers.values())
+    assert not numbers["train"] & numbers["calibration"]
+    assert not numbers["train"] & numbers["selection"]
+    assert not numbers["calibration"] & numbers["selection"]
+    assert sum(map(len, parts.values())) == len(corpus.train + corpus.calibration + corpus.selection) == 120
+    held = {e.id for e in corpus.calibration + corpus.selection}
+    pairs = [{rows[n].id, rows[n + 1].id} for n in range(0, 60, 3)]
+    assert all(pair <= held or not pair & held for pair in pairs)
+    assert any(pair <= held for pair in pairs[10:])
+    assert not any(pair & held for pair in pairs[:10])  # more than 0.3 of them is found in a stranger
+
+
 def test_held_back_rows_are_the_same_for_every_seed_and_never_trained_on(folder):
     shares = {"calibration_share": 0.2, "selection_share": 0.1}
     one, two = (build_corpus(config(folder, **shares), seed) for seed in (0, 1))

@@ -96,12 +96,17 @@ def made_calibration(tuned, num_options=4):
     }
 
 
+def in_orders(prediction, num_same=4):
+    """The same answer in so many of four orders, at one place after another."""
+    other = (prediction.choice + 1) % prediction.num_options
+    choices = (prediction.choice,) * num_same + (other,) * (4 - num_same)
+    return OrderedPrediction(prediction, choices, (0, 1, 2, 3), 4)
+
+
 def made_report(count=120):
     base, tuned = made(count, seed=1, strength=0.3), made(count, seed=2)
     calibration = made_calibration(tuned)
-    ordered = [
-        OrderedPrediction(p, (1.0, 0.75, 0.25)[n % 3], (p.choice, n % 4), 4) for n, p in enumerate(tuned)
-    ]
+    ordered = [in_orders(p, (4, 3, 1)[n % 3]) for n, p in enumerate(tuned)]
     return {
         "version": 2,
         "run": "runs/some-1",
@@ -336,7 +341,7 @@ def test_one_question(report, tmp_path):
     report |= {
         "scores": {"medqa": scores(one, one)},
         "calibration": {"calibrated": False, "reason": "too few"},
-        "orders": measure_orders([OrderedPrediction(one[0], 1.0, (0,), 1)], 4, None),
+        "orders": measure_orders([OrderedPrediction(one[0], (one[0].choice,), (0,), 1)], 4, None),
     }
     assert report["scores"]["medqa"]["tuned"]["auroc"] is None
     right = report["scores"]["medqa"]["tuned"]["num_correct"]
@@ -351,7 +356,7 @@ def test_ten_options(report, tmp_path):
     report |= {
         "scores": {"medqa": scores(tuned, tuned)},
         "calibration": made_calibration(tuned, num_options=10),
-        "orders": measure_orders([OrderedPrediction(p, 1.0, (p.choice,) * 4, 4) for p in tuned], 4, None),
+        "orders": measure_orders([in_orders(p) for p in tuned], 4, None),
     }
     text, page = rendered(report, [wrong_answer(10)], tmp_path)
     assert "bone 9" in text

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -156,10 +157,16 @@ def test_comparison_by_hand():
 
 
 def test_evaluate_writes_report_and_predictions(finished_run):
-    report = evaluate(finished_run)
+    report = evaluate(finished_run, ["evaluate.orders=4"])
     assert json.loads((finished_run / "report.json").read_text()) == report
     lines = [json.loads(line) for line in (finished_run / "predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 20 * 2 * 2
+    ordered = [line for line in lines if "num_orders" in line]
+    lines = [line for line in lines if "num_orders" not in line]
+    assert (len(lines), len(ordered)) == (20 * 2 * 2, 20)
+    assert {(line["prompt"], line["model"], line["num_orders"]) for line in ordered} == {
+        ("medqa", "tuned", 4)
+    }
+    assert np.mean([line["consistency"] for line in ordered]) == report["orders"]["consistency"]
     assert {(line["prompt"], line["model"]) for line in lines} == {
         (p, m) for p in ("medqa", "lm_eval") for m in ("base", "tuned")
     }
@@ -320,8 +327,9 @@ def test_another_base_model_is_refused(finished_run, tmp_path):
         ("{", "can't be read"),
         ("[]", "expected an object"),
         ('{"version": 99}', "version 99"),
-        ('{"version": 2, "status": "running", "notices": [], "config": {}}', "half written"),
-        ('{"version": 2, "status": "complete", "notices": [], "config": {}}', "is damaged"),
+        ('{"version": 2}', "version 2, this program reads 3"),
+        ('{"version": 3, "status": "running", "notices": [], "config": {}}', "half written"),
+        ('{"version": 3, "status": "complete", "notices": [], "config": {}}', "is damaged"),
     ],
 )
 def test_broken_run_folders(tmp_path, content, message):

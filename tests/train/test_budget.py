@@ -12,6 +12,7 @@ from medqa.train.budget import (
     Costs,
     Speeds,
     explained_rows,
+    plan_calibration,
     plan_evaluation,
     plan_time,
 )
@@ -78,6 +79,34 @@ def test_evaluation_gives_up_the_other_prompt_first_then_questions():
     assert plan_evaluation(0, COSTS, SPEEDS)[0] == 10
     own_only = dataclasses.replace(COSTS, lm_eval_tokens=0)
     assert plan_evaluation(10, own_only, SPEEDS)[1] is False
+
+
+# 3,000 questions held back, and 1,000 to choose by: 4 times as much in 4 orders, the order given among them.
+HELD = dataclasses.replace(COSTS, num_held_back=3000, held_back_tokens=400_000, ordered_tokens=1_600_000)
+
+
+def test_calibration_gives_up_the_other_orders_first_then_questions_then_all():
+    slow = dataclasses.replace(SPEEDS, score_tokens_per_s=100_000)
+    assert plan_calibration(16, HELD, slow, (1, 4)) == (3000, (1, 4), pytest.approx(16))
+    assert plan_calibration(15.9, HELD, slow, (1, 4)) == (3000, (1,), pytest.approx(4))
+    assert plan_calibration(1, HELD, slow, (1, 4)) == (750, (1,), pytest.approx(1))
+    assert plan_calibration(0.07, HELD, slow, (1, 4)) == (52, (1,), pytest.approx(0.07, rel=0.02))
+    assert plan_calibration(0.06, HELD, slow, (1, 4)) == (0, (), 0)  # 45 are too few
+    assert plan_calibration(99, HELD, slow, (1,)) == (3000, (1,), pytest.approx(4))
+    assert plan_calibration(99, COSTS, slow, (1, 4)) == (0, (), 0)  # nothing was held back
+
+
+def test_a_plan_holds_its_calibration_within_the_time():
+    plan = plan_time(300, HELD, SPEEDS, 32, orders=(1, 4))
+    assert (plan.num_calibration, plan.calibration_orders) == (3000, (1, 4))
+    assert plan.calibration_s == pytest.approx(1_600_000 / 150_000)
+    assert plan.training_s + plan.evaluation_s + plan.calibration_s + SPEEDS.save_s < 300
+    assert "calibrated on 3,000 of 3,000 questions held back" in plan.reasons
+    short = plan_time(60, HELD, SPEEDS, 32, orders=(1, 4))
+    assert (short.num_calibration, short.calibration_orders) == (3000, (1,))
+    none = plan_time(60, COSTS, SPEEDS, 32, orders=(1, 4))
+    assert (none.num_calibration, none.calibration_orders, none.calibration_s) == (0, (), 0)
+    assert none.reasons[-1].startswith("not calibrated")
 
 
 def test_too_little_time_is_an_error_that_says_how_much_more():

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medqa.errors import CalibrationError, DataError
+from medqa.errors import CalibrationError
 from medqa.trust.calibration import ALPHAS, Calibration, LogLikelihoods
 from medqa.trust.calibrators import CALIBRATORS, cross_fitted, softmax_rows
 from medqa.trust.conformal import conformal_quantile, conformity_scores
@@ -18,6 +18,7 @@ from medqa.trust.fitting import fit_calibration
 from medqa.trust.selective import THRESHOLDS
 
 METHODS = sorted(CALIBRATORS)
+METHODS_OF_SETS = ("lac", "aps")
 
 
 def questions(seed, n=200, temperature=2.0, bias=0.0, subjects=None, sizes=(4, 4)):
@@ -50,15 +51,17 @@ def test_a_round_trip_through_json_gives_the_same_judgements(name):
 
 def test_infinite_quantiles_survive():
     few = fit_calibration(questions(0, n=50))
-    made = dataclasses.replace(few, quantiles={m: {"0.1": math.inf} for m in ("lac", "aps")})
-    assert made.to_json()["quantiles"]["lac"] == {"0.1": None}
+    made = dataclasses.replace(
+        few, quantiles={m: {**few.quantiles[m], "0.1": math.inf} for m in METHODS_OF_SETS}
+    )
+    assert made.to_json()["quantiles"]["lac"] == {**few.quantiles["lac"], "0.1": None}
     read = Calibration.from_json(json.loads(json.dumps(made.to_json())))
     assert read.quantiles["aps"]["0.1"] == math.inf
-    assert sorted(read.judge([-0.01, -9.0, -20.0]).answer_set) == [0, 1, 2]
+    assert sorted(read.judge([-0.01, -9.0, -20.0, -15.0]).answer_set) == [0, 1, 2, 3]
 
 
 def test_a_judgement_by_hand():
-    made = of_method("temperature", questions(0, n=400))
+    made = of_method("temperature", questions(0, n=400, sizes=(3, 3)))
     made = dataclasses.replace(
         made,
         calibrator=CALIBRATORS["temperature"].from_json({"temperature": 2.0}),
@@ -69,7 +72,7 @@ def test_a_judgement_by_hand():
     assert found.probabilities == pytest.approx((3 / 11, 6 / 11, 2 / 11))
     assert (found.choice, found.confidence) == (1, pytest.approx(6 / 11))
     assert found.answer_set == (1, 0)
-    assert (found.abstain, found.reason) == (False, None)
+    assert (found.abstain, found.reason, found.caveat) == (False, None, None)
 
 
 def test_abstaining_goes_by_the_threshold_and_says_so():
@@ -78,11 +81,11 @@ def test_abstaining_goes_by_the_threshold_and_says_so():
     sure, unsure = made.judge([0, -30, -30, -30], max_risk=0.2), made.judge([0, 0, 0, 0], max_risk=0.2)
     assert not sure.abstain
     assert unsure.abstain
-    assert unsure.reason == f"25% sure, {threshold:.0%} is needed for at most 20% wrong answers"
-    hopeless = made.judge([0, -30, -30, -30], max_risk=0.0001)
+    assert unsure.reason == f"25.0% sure, {threshold:.0%} is needed for at most 20 % wrong answers"
+    hopeless = made.judge([0, -30, -30, -30], max_risk=0.0005)
     assert hopeless.abstain
     assert hopeless.reason == (
-        "no confidence is enough for at most 0% wrong answers, as far as 1,000 questions can tell"
+        "no confidence is enough for at most 0.05 % wrong answers, as far as 1,000 questions can tell"
     )
 
 
@@ -110,12 +113,69 @@ def test_a_risk_outside_0_and_1_is_refused(risk):
         made.judge([0, -1], max_risk=risk)
 
 
-def test_more_options_than_letters_that_were_fitted_are_refused_by_vector_scaling_only():
-    five = [0.0, -1.0, -2.0, -3.0, -4.0]
-    assert len(of_method("temperature").judge(five).probabilities) == 5
-    assert len(of_method("isotonic").judge(five).probabilities) == 5
-    with pytest.raises(DataError, match="5 options"):
-        of_method("vector").judge(five)
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("num_options", [2, 3, 5, 10])
+def test_a_number_of_options_that_was_not_fitted_gets_all_of_them_a_caveat_and_no_promise(name, num_options):
+    made = of_method(name, questions(0))  # all of four options
+    row = [0.0, *[-9.0 - place for place in range(num_options - 1)]]
+    found = made.judge(row)
+    assert sorted(found.answer_set) == list(range(num_options))
+    assert found.caveat == f"calibrated on questions of 4 options, and this one has {num_options}"
+    assert (found.choice, found.abstain, found.reason) == (0, False, None)
+    promised = made.judge(row, max_risk=0.5)
+    assert (promised.abstain, promised.reason) == (True, found.caveat)
+    assert made.judge([0.0, -9, -9, -9], max_risk=0.5).caveat is None
+
+
+@pytest.mark.parametrize(("num_rows", "known"), [(19, False), (20, True)])
+def test_twenty_questions_make_a_number_of_options_known(num_rows, known):
+    few, many = questions(0, n=num_rows, sizes=(2, 2)), questions(1, n=100)
+    wide = np.hstack([few.values, np.full((num_rows, 2), -np.inf)])
+    answers = np.concatenate([few.answers, many.answers])
+    made = fit_calibration(LogLikelihoods(np.vstack([wide, many.values]), answers, (None,) * len(answers)))
+    assert made.option_counts == {2: num_rows, 4: 100}
+    assert (made.knows(2), made.knows(4), made.knows(3)) == (known, True, False)
+    assert set(made.count_quantiles) == ({2, 4} if known else {4})
+    assert (made.judge([0.0, -0.1]).caveat is None) == known
+    assert made.judge([0.0, -0.1, -0.2]).caveat == (
+        f"calibrated on questions of {'2 or 4' if known else '4'} options, and this one has 3"
+    )
+    assert dataclasses.replace(made, option_counts={}).judge([0.0, -0.1, -0.2]).caveat is None
+
+
+def test_each_number_of_options_has_sets_by_its_own_quantile():
+    found = questions(0, n=300, sizes=(2, 4))
+    made = fit_calibration(found)
+    sizes = np.isfinite(found.values).sum(axis=1)
+    honest = cross_fitted(type(made.calibrator), found.values, found.answers)
+    for method in METHODS_OF_SETS:
+        scores = conformity_scores(honest, method)[np.arange(300), found.answers]
+        for size in (2, 3, 4):
+            for alpha in ALPHAS:
+                expected = conformal_quantile(scores[sizes == size], alpha)
+                assert made.count_quantiles[size][method][str(alpha)] == expected
+    p = made.probabilities(found.values)
+    sets = made.sets(p, 0.1)
+    for row, size in enumerate(sizes):
+        limit = made.count_quantiles[size]["lac"]["0.1"]
+        inside = ((1 - p[row] <= limit + 1e-12) & (p[row] > 0)) | (p[row] == p[row].max())
+        assert np.array_equal(sets[row], inside)
+
+
+def test_the_account_says_what_calibration_changed_and_in_which_subjects():
+    found = questions(0, subjects=["Surgery"] * 150 + [None] * 50)
+    made = fit_calibration(found)
+    before, after = made.account["before"], made.account["after"]
+    shown = softmax_rows(found.values)
+    assert before["accuracy"] == np.mean(shown.argmax(axis=1) == found.answers)
+    assert before["mean_confidence"] == pytest.approx(shown.max(axis=1).mean())
+    assert before["nll"] == pytest.approx(-np.log(shown[np.arange(200), found.answers]).mean())
+    assert after["accuracy"] == before["accuracy"]  # a temperature changes no answer
+    assert (after["ece"], after["nll"]) < (before["ece"], before["nll"])
+    assert {name: part["num_questions"] for name, part in after["subjects"].items()} == {
+        "Surgery": 150,
+        "(none)": 50,
+    }
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -139,7 +199,8 @@ def test_questions_with_different_numbers_of_options_share_one_calibration(name)
     st.sampled_from([math.inf, -1.0, 0.0, 0.4]),
 )
 def test_the_choice_is_in_the_set_first_and_the_set_goes_by_probability(row, name, alpha, quantile):
-    made = dataclasses.replace(CACHED[name], quantiles={m: {str(alpha): quantile} for m in ("lac", "aps")})
+    by_method = {m: {str(alpha): quantile} for m in METHODS_OF_SETS}
+    made = dataclasses.replace(CACHED[name], quantiles=by_method, count_quantiles={})
     found = made.judge([*row, -math.inf], alpha=alpha) if len(row) < 4 else made.judge(row, alpha=alpha)
     assert found.answer_set[0] == found.choice
     assert found.confidence == max(found.probabilities) == found.probabilities[found.choice]
@@ -224,7 +285,7 @@ def test_isotonic_is_chosen_where_the_curve_is_no_temperature_s():
     assert fit_calibration(odd(0), odd(1)).calibrator.method == "isotonic"
 
 
-NUM_DRAWS, NUM_FITTED, NUM_NEW = 250, 149, 100
+NUM_DRAWS, NUM_FITTED, NUM_NEW = 80, 149, 100
 
 
 def test_coverage_of_the_whole_holds_within_its_beta_binomial_band():

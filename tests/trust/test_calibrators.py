@@ -9,7 +9,6 @@ from hypothesis.extra.numpy import arrays
 from sklearn.isotonic import IsotonicRegression
 from statsmodels.discrete.conditional_models import ConditionalLogit
 
-from medqa.errors import DataError
 from medqa.trust.calibrators import (
     CALIBRATORS,
     Isotonic,
@@ -104,11 +103,13 @@ def test_vector_scaling_takes_away_a_bias():
     assert np.mean(after.argmax(axis=1) == answers) > np.mean(before.argmax(axis=1) == answers) + 0.1
 
 
-def test_vector_scaling_refuses_letters_that_it_never_saw():
-    fitted = VectorScaling.fit(*questions(0))
-    assert fitted.probabilities(np.zeros((1, 3))).shape == (1, 3)
-    with pytest.raises(DataError, match="5 options, the calibration was fitted on 4"):
-        fitted.probabilities(np.zeros((1, 5)))
+def test_letters_that_vector_scaling_never_saw_take_the_mean_scale_and_no_bias():
+    fitted = VectorScaling((1.0, 2.0, 0.6), (0.5, -0.4, -0.1))
+    shown = np.array([[-1.0, -2.0, -3.0, -0.5, -4.0]])
+    scaled = shown - shown.max()  # scales and biases apply to distances from the likeliest
+    by_hand = scaled * [1, 2, 0.6, 1.2, 1.2] + [0.5, -0.4, -0.1, 0, 0]
+    assert fitted.probabilities(shown) == pytest.approx(softmax_rows(by_hand))
+    assert fitted.probabilities(shown[:, :2]).shape == (1, 2)
 
 
 @pytest.mark.parametrize("seed", range(3))

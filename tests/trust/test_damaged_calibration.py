@@ -78,6 +78,13 @@ DAMAGES = {
     "a quantile that is no number": lambda v: v["quantiles"]["lac"].update({"0.1": math.nan}),
     "a quantile below all": lambda v: v["quantiles"]["lac"].update({"0.1": -math.inf}),
     "subjects in a list": lambda v: v.update(subject_quantiles=[1]),
+    "no quantile for an alpha": lambda v: v["quantiles"]["lac"].pop("0.05"),
+    "no counts of options": lambda v: v.pop("option_counts"),
+    "counts of options that are no numbers": lambda v: v.update(option_counts={"four": 9}),
+    "no quantiles by number of options": lambda v: v.pop("count_quantiles"),
+    "a quantile of text by number of options": lambda v: v.update(
+        count_quantiles={"4": {"lac": {"0.1": "x"}}}
+    ),
     "no risk": lambda v: v.pop("risk"),
     "too few counts": lambda v: v["risk"].update(num_answered=[5], num_wrong=[1]),
     "counts of two lengths": lambda v: v["risk"]["num_wrong"].pop(),

@@ -198,3 +198,29 @@ def test_a_bootstrap_interval_is_the_same_each_time_and_wider_at_a_higher_level(
     assert (low, high) == bootstrap_interval(np.mean, values, level=0.8)
     lower, higher = bootstrap_interval(np.mean, values, level=0.99)
     assert lower < low < high < higher
+
+
+def test_a_reflected_interval_by_hand():
+    assert bootstrap_interval(lambda _: 3.0, np.zeros(5), reflected=True) == (3.0, 3.0)
+    values = np.random.default_rng(0).exponential(size=60)
+    low, high = bootstrap_interval(np.mean, values)
+    mean = values.mean()
+    found = bootstrap_interval(np.mean, values, reflected=True)
+    assert found == pytest.approx((2 * mean - high, 2 * mean - low))
+    # The measure is 2 and the draws go from 1 to 7: 5 above and 1 below become 1 above and all below.
+    found = iter([*[1.0, 7.0] * 500, 2.0])
+    assert bootstrap_interval(lambda _: next(found), np.zeros(5), reflected=True) == (0.0, 3.0)
+
+
+def test_of_a_model_without_calibration_error_the_reflected_interval_holds_none_more_often():
+    rng = np.random.default_rng(0)
+    plain, reflected = [], []
+    for _ in range(40):
+        confidence = rng.uniform(0.25, 1, 200)
+        correct = rng.random(200) < confidence
+        settings = {"num_draws": 40}
+        columns = (expected_calibration_error, confidence, correct)
+        plain.append(bootstrap_interval(*columns, **settings)[0] == 0)
+        reflected.append(bootstrap_interval(*columns, **settings, reflected=True)[0] == 0)
+    assert np.mean(plain) == 0  # noise alone always shows some error, and resampled noise more
+    assert np.mean(reflected) > 0.35  # not in 95 % of the cases either: at the bound no such interval does

@@ -42,6 +42,14 @@ def compare_runs(path_a: Path, path_b: Path) -> dict[str, Any]:
         )
     predictions = [_predictions(path) for path in (path_a, path_b)]
     prompts = [prompt for prompt in predictions[0] if prompt in predictions[1]]
+    for prompt in prompts:
+        ids = [[prediction.id for prediction in one[prompt]] for one in predictions]
+        if ids[0] != ids[1]:
+            raise RunError(
+                "predictions.jsonl of the two runs hold different questions", "`medqa evaluate` both again"
+            )
+    if "medqa" not in prompts:
+        raise RunError("predictions.jsonl of one run holds no predictions", "`medqa evaluate` both again")
     flagged = {id for r in reports for ids in r["leaks"].get("flagged", {}).values() for id in ids}
     found: dict[str, Any] = {}
     for prompt in prompts:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
-from medqa.data.draw import sample, shuffled
+from medqa.data.draw import draw_hash, shuffled
 from medqa.evaluate.explanations import names_option, read_back_example
 from medqa.records import Example
 
@@ -27,7 +27,9 @@ def read_back_questions(examples: Sequence[Example], share: float, seed: int) ->
     """
     count = math.ceil(share * len(examples))
     explained = [e for e in examples if e.explanation and e.answer is not None]
-    found = _questions(sample(explained, len(explained), seed, "read back"), seed) if count else iter(())
+    if not count:
+        return []
+    found = _questions(sorted(explained, key=lambda e: draw_hash(e, seed, "read back")), seed)
     return [example for _, example in zip(range(count), found, strict=False)]
 
 

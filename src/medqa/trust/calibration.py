@@ -118,8 +118,9 @@ class Calibration:
         return not self.option_counts or self.option_counts.get(num_options, 0) >= MIN_COUNT_ROWS
 
     def probabilities(self, log_likelihoods: FloatArray) -> FloatArray:
-        """Turn (N, L) log-likelihoods into (N, L) probabilities."""
-        return self.calibrator.probabilities(log_likelihoods)
+        """Turn (N, L) log-likelihoods into (N, L) probabilities, above 0 for every option there is."""
+        found = self.calibrator.probabilities(log_likelihoods)
+        return np.where(np.isneginf(log_likelihoods), 0.0, np.maximum(found, 1e-300))
 
     def sets(
         self,
