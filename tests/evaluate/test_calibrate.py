@@ -86,6 +86,7 @@ def test_too_few_held_back_is_a_notice_and_the_run_is_whole(settings, tmp_path):
     assert "data.calibration_share" in error.value.hint
 
 
+@pytest.mark.slow
 def test_other_orders_are_added_to_those_that_are_there(calibrated_copy):
     # On fewer questions, what was fitted to more of them does not stay beside it.
     before = calibrate(calibrated_copy, [1], max_rows=50)

@@ -119,7 +119,10 @@ def test_out_of_memory_with_one_row_is_an_error(path_settings, tmp_path, monkeyp
     assert "max_length_tokens" in caught.value.hint
 
 
-@pytest.mark.parametrize("extra", ["serve.max_explanation_tokens=8", "train.lora.last_blocks=1"])
+@pytest.mark.parametrize(
+    "extra",
+    ["serve.max_explanation_tokens=8", pytest.param("train.lora.last_blocks=1", marks=pytest.mark.slow)],
+)
 def test_recomputed_activations_give_the_same_result(path_settings, tmp_path, monkeypatch, extra):
     config = load_recipe("medmcqa", [*path_settings, extra])
     plain = train(config, tmp_path / "plain", "medmcqa")
@@ -155,6 +158,7 @@ def test_fp16_scales_the_loss_and_follows_fp32(settings, tmp_path):
     assert {t.dtype for t in adapter_of(run.path).values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_fp16_resumes_with_its_scale(settings, tmp_path, monkeypatch):
     config = load_recipe("medmcqa", [*settings, "model.dtype=fp16"])
     whole = train(config, tmp_path / "whole", "medmcqa")
@@ -210,7 +214,11 @@ def interrupt_at(monkeypatch, step, number=signal.SIGINT):
 
 @pytest.mark.parametrize(
     "extra",
-    [[], ["train.fast_path=false"], ["train.lora.dropout=0.3"]],
+    [
+        [],
+        ["train.fast_path=false"],
+        pytest.param(["train.lora.dropout=0.3"], marks=pytest.mark.slow),
+    ],
     ids=["fast", "plain", "dropout"],
 )
 def test_an_interrupted_run_resumes_to_the_same_bits(settings, tmp_path, monkeypatch, extra):

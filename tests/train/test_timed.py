@@ -78,7 +78,11 @@ def test_a_part_of_the_rows_holds_every_subject_and_its_share_of_explanations(
     assert 0.6 < num_tokens[0] / num_tokens[1] < 0.95  # half of the explanations are gone
 
 
-@pytest.mark.parametrize("saved", [True, False], ids=["with a checkpoint", "killed before one"])
+@pytest.mark.parametrize(
+    "saved",
+    [pytest.param(True, marks=pytest.mark.slow), False],
+    ids=["with a checkpoint", "killed before one"],
+)
 def test_an_interrupted_timed_run_goes_on_with_its_plan(settings, tmp_path, monkeypatch, saved):
     from medqa.train import loop
 

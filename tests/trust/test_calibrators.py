@@ -6,8 +6,7 @@ import scipy.optimize
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from sklearn.isotonic import IsotonicRegression
-from statsmodels.discrete.conditional_models import ConditionalLogit
+from oracles import conditional_logit_model, isotonic_regression
 
 from medqa.trust.calibrators import (
     CALIBRATORS,
@@ -39,7 +38,7 @@ def conditional_logit(values, answers, by_letter):
     letter = np.eye(values.shape[1])[letters]
     features = np.hstack([letter * logs[:, None], letter[:, 1:]]) if by_letter else logs[:, None]
     right = (answers[groups] == letters).astype(int)
-    return ConditionalLogit(right, features, groups=groups).fit(disp=0)
+    return conditional_logit_model(right, features, groups=groups).fit(disp=0)
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["four options", "two to four"])
@@ -119,7 +118,7 @@ def test_isotonic_steps_equal_scikit_learn(seed):
     there = np.isfinite(values)
     inputs = softmax_rows(values)[there]
     right = (np.arange(4) == answers[:, None])[there].astype(float)
-    steps = IsotonicRegression().fit(inputs, right).predict(inputs)
+    steps = isotonic_regression().fit(inputs, right).predict(inputs)
     assert sorted(set(np.round(steps, 9))) == pytest.approx(list(ours.outputs))
     middles = [inputs[np.isclose(steps, level)].mean() for level in ours.outputs]
     assert ours.inputs == pytest.approx(middles)

@@ -8,8 +8,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from mapie.classification import SplitConformalClassifier
-from sklearn.base import BaseEstimator, ClassifierMixin
+from oracles import split_conformal_classifier
 
 from medqa.trust.calibration import ALPHAS
 from medqa.trust.conformal import (
@@ -24,19 +23,22 @@ METHODS = ("lac", "aps")
 SEEDS = range(5)
 
 
-class Given(ClassifierMixin, BaseEstimator):
-    """A classifier whose inputs are its probabilities."""
+def given_probabilities(num_options):
+    """Make a classifier whose inputs are its probabilities."""
+    from sklearn.base import BaseEstimator, ClassifierMixin
 
-    def __init__(self, num_options=4):
-        self.num_options = num_options
-        self.classes_ = np.arange(num_options)
-        self.is_fitted_ = True
+    class Given(ClassifierMixin, BaseEstimator):
+        def __init__(self):
+            self.classes_ = np.arange(num_options)
+            self.is_fitted_ = True
 
-    def predict_proba(self, X):
-        return X
+        def predict_proba(self, X):
+            return X
 
-    def predict(self, X):
-        return X.argmax(axis=1)
+        def predict(self, X):
+            return X.argmax(axis=1)
+
+    return Given()
 
 
 class Constant(np.random.RandomState):
@@ -59,8 +61,8 @@ def draws(seed, n=200, k=4):
 
 
 def sets_of_mapie(p, y, new, method, share=0.5, **parameters):
-    theirs = SplitConformalClassifier(
-        Given(p.shape[1]), [1 - a for a in ALPHAS], method, random_state=Constant(share)
+    theirs = split_conformal_classifier(
+        given_probabilities(p.shape[1]), [1 - a for a in ALPHAS], method, random_state=Constant(share)
     )
     _, sets = theirs.conformalize(p, y).predict_set(new, conformity_score_params=parameters)
     return np.moveaxis(sets, 2, 0)  # one array for each alpha

@@ -5,11 +5,15 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from mapie.metrics.calibration import expected_calibration_error as ece_of_mapie
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+from oracles import (
+    brier_score_loss,
+    calibration_curve,
+    ece_of_mapie,
+    log_loss,
+    mcnemar,
+    proportion_confint,
+    roc_auc_score,
+)
 
 from medqa.trust.metrics import (
     auroc,

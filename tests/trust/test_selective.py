@@ -8,8 +8,7 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mapie.risk_control.fwer_control import control_fwer
-from statsmodels.stats.proportion import proportion_confint
+from oracles import control_fwer, proportion_confint
 
 from medqa.trust.selective import (
     THRESHOLDS,
