@@ -75,7 +75,7 @@ def test_batch_times_accumulation_does_not_change_the_result(settings, tmp_path,
             torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture(params=["fast", "plain"])
+@pytest.fixture(params=["fast", pytest.param("plain", marks=pytest.mark.slow)])
 def path_settings(request, settings):
     """Settings that take the one or the other path through a step."""
     return [*settings, f"train.fast_path={request.param == 'fast'}"]
@@ -216,7 +216,7 @@ def interrupt_at(monkeypatch, step, number=signal.SIGINT):
     "extra",
     [
         [],
-        ["train.fast_path=false"],
+        pytest.param(["train.fast_path=false"], marks=pytest.mark.slow),
         pytest.param(["train.lora.dropout=0.3"], marks=pytest.mark.slow),
     ],
     ids=["fast", "plain", "dropout"],

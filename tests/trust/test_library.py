@@ -20,6 +20,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 MODULES = [m.name for m in pkgutil.iter_modules(medqa.trust.__path__) if m.name != "store"]
 
 
+@pytest.mark.slow  # the layers' own test shows in every run that torch is not needed
 def test_it_is_imported_without_the_heavy_libraries():
     heavy = ("torch", "transformers", "peft", "accelerate", "pydantic", "sklearn", "pandas", "matplotlib")
     code = f"import sys, medqa.trust; sys.exit(', '.join(set({heavy!r}) & set(sys.modules)) or 0)"
