@@ -10,6 +10,7 @@ from medqa.config import LoraConfig, ModelConfig
 from medqa.evaluate import asker as asker_module
 from medqa.evaluate import influence
 from medqa.evaluate import orders as orders_module
+from medqa.evaluate.asker import Asker
 from medqa.evaluate.explanations import (
     READ_BACK_QUESTION,
     ExplanationCheck,
@@ -229,9 +230,9 @@ def stand_in(tokenizer, monkeypatch):
 
 
 def examine(reader, tuned, examples, **more):
-    settings = {"decoder": "decoder", "batch_tokens": 99, "max_new_tokens": 9, **more}
     predictions = [reader.predict(example) for example in examples]
-    return examine_explanations(tuned, examples, predictions, probabilities=plain_probabilities, **settings)
+    asker = Asker(tuned, 99, plain_probabilities, "decoder")
+    return examine_explanations(asker, examples, predictions, **{"max_new_tokens": 9, **more})
 
 
 OPTIONS = ("heart", "liver", "kidney", "lung")
@@ -337,10 +338,8 @@ def test_what_is_too_long_is_counted_apart(stand_in):
     )
     examples = organs(3)
     predictions = [reader.predict(e, fits=e.id != "o2") for e in examples]
-    settings = {"decoder": "decoder", "batch_tokens": 99, "max_new_tokens": 9}
-    record, rows = examine_explanations(
-        tuned, examples, predictions, probabilities=plain_probabilities, **settings
-    )
+    asker = Asker(tuned, 99, plain_probabilities, "decoder")
+    record, rows = examine_explanations(asker, examples, predictions, 9)
     assert [row["status"] for row in rows] == ["read_back_too_long", "checked", "too_long"]
     assert (record["num_questions"], record["num_too_long"]) == (2, 1)
     assert (record["agreement"]["num"], record["agreement"]["num_too_long"]) == (1, 1)
@@ -362,15 +361,8 @@ def test_nothing_to_examine(stand_in):
 def test_the_answer_is_the_likeliest_after_calibration(stand_in):
     reader, tuned = stand_in(lambda hint, prompt: Written("the lung", True))
     predictions = [reader.predict(example) for example in organs(1)]
-    [row] = explain(
-        tuned,
-        organs(1),
-        predictions,
-        decoder="decoder",
-        batch_tokens=99,
-        max_new_tokens=9,
-        probabilities=lambda rows: [[0.1, 0.1, 0.1, 0.7] for _ in rows],
-    )
+    asker = Asker(tuned, 99, lambda rows: [[0.1, 0.1, 0.1, 0.7] for _ in rows], "decoder")
+    [row] = explain(asker, organs(1), predictions, 9)
     assert (row["letter"], row["check"]["points_to"], row["check"]["agrees"]) == ("D", 3, True)
 
 
@@ -387,14 +379,14 @@ def test_a_tiny_model_all_the_way(tiny_model):
         max_length_tokens=base.max_length_tokens,
         batch_tokens=2048,
     )
-    settings = {"batch_tokens": 2048, "max_new_tokens": 6, "probabilities": plain_probabilities}
+    asker = Asker(tuned, 2048, plain_probabilities)
     task = Counter()
-    record, rows = examine_explanations(tuned, examples, predictions, task=task, **settings)
+    record, rows = examine_explanations(asker, examples, predictions, 6, task)
     assert [row["id"] for row in rows] == [example.id for example in examples]
     assert record["agreement"]["num"] + record["num_empty"] == len(examples)
     assert record["finished"] == 0  # a random model does not stop within 6 tokens
     assert task.done == task.total
-    assert (record, rows) == examine_explanations(tuned, examples, predictions, **settings)
+    assert (record, rows) == examine_explanations(asker, examples, predictions, 6)
     task = Counter()
-    assert explain(tuned, examples, predictions, task=task, **settings) == rows
+    assert explain(asker, examples, predictions, 6, task) == rows
     assert task.done == len(examples)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from medqa.evaluate import asker as asker_module
+from medqa.evaluate.asker import Asker
 from medqa.evaluate.traps import (
     LANGUAGES,
     NO_OPTION,
@@ -175,14 +176,9 @@ def spring(tokenizer, monkeypatch):
         monkeypatch.setattr(asker_module, "score_items", scholar.score_items)
         base = SimpleNamespace(max_length_tokens=max_length_tokens)
         tuned = SimpleNamespace(model=None, renderer=PromptRenderer(tokenizer), device=None, base=base)
+        asker = Asker(tuned, 99, plain_probabilities, "decoder")
         records = spring_traps(
-            tuned,
-            examples,
-            [scholar.predict(e, max_length_tokens) for e in examples],
-            decoder="decoder",
-            batch_tokens=99,
-            probabilities=plain_probabilities,
-            task=task,
+            asker, examples, [scholar.predict(e, max_length_tokens) for e in examples], task
         )
         assert scholar.calls == 1
         return {record["name"]: record for record in records}
@@ -256,9 +252,7 @@ def test_a_tiny_model_all_the_way(tiny_model):
     decoder = choose_decoder(model, items, device, max_length_tokens=1024)
     predictions = score_items(model, items, device, max_length_tokens=1024, batch_tokens=2048)
     both = [
-        spring_traps(
-            tuned, examples, predictions, decoder=way, batch_tokens=2048, probabilities=plain_probabilities
-        )
+        spring_traps(Asker(tuned, 2048, plain_probabilities, way), examples, predictions)
         for way in (None, decoder)
     ]
     assert [r["num_questions"] for r in both[0]] == [16] * 6 + [12] * 4

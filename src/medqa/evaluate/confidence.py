@@ -91,9 +91,9 @@ def measure_orders(
         calibration: Fitted for that number of orders, if there is one.
     """
     whole = [one for one in ordered if one.prediction.status == "scored"]
-    steady = [Steady.of(one, calibration) for one in whole if one.num_orders > 1]
-    predictions = [one.prediction for one in ordered]
     moved = [one for one in whole if one.num_orders > 1]
+    steady = [Steady.of(one, calibration) for one in moved]
+    predictions = [one.prediction for one in ordered]
     most = max((one.prediction.num_options for one in whole), default=0)
     score = measure_calibrated(predictions, calibration) if calibration else None
     return {

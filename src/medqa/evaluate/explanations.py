@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from medqa.evaluate.asker import Asker, Probabilities, share
+from medqa.evaluate.asker import Asker, share
 from medqa.evaluate.influence import (
     Explained,
     examine_hints,
@@ -20,9 +20,7 @@ from medqa.evaluate.influence import (
 )
 from medqa.evaluate.orders import score_orders
 from medqa.evaluate.wording import has_loop, names_option, names_other
-from medqa.model.decoder import PackedDecoder
 from medqa.model.generate import Written
-from medqa.model.tuned import TunedModel
 from medqa.progress import Task
 from medqa.records import LETTERS, Example, Prediction
 from medqa.trust.permutation import NumOrders
@@ -126,27 +124,19 @@ def read_back_example(options: Sequence[str], explanation: str) -> Example:
 
 
 def examine_explanations(
-    tuned: TunedModel,
+    asker: Asker,
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
-    *,
-    decoder: PackedDecoder | None = None,
-    batch_tokens: int,
     max_new_tokens: int,
-    probabilities: Probabilities,
     task: Task | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Write the explanation of each answer and examine it.
 
     Args:
-        tuned: The model.
+        asker: The model; the likeliest option by its calibrated probabilities is the given answer.
         examples: Questions.
         predictions: What the tuned model made of them under our own prompt, in the same order.
-        decoder: The packed way through the model; the plain one if not given.
-        batch_tokens: Tokens per scoring pass.
         max_new_tokens: Longest explanation.
-        probabilities: From log-likelihoods to calibrated probabilities; the likeliest option by these is the
-            given answer.
         task: Resized to the explanations to be written, those of hints counted in, and told of each.
 
     Returns:
@@ -155,7 +145,6 @@ def examine_explanations(
     Raises:
         DeviceError: If memory runs out with a single question.
     """
-    asker = Asker(tuned, batch_tokens, probabilities, decoder)
     if task:
         task.resize(len(examples) + num_hint_explanations(len(examples)))
     found = _explain(asker, examples, predictions, max_new_tokens, task)
@@ -174,21 +163,16 @@ def examine_explanations(
 
 
 def explain(
-    tuned: TunedModel,
+    asker: Asker,
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
-    *,
-    decoder: PackedDecoder | None = None,
-    batch_tokens: int,
     max_new_tokens: int,
-    probabilities: Probabilities,
     task: Task | None = None,
 ) -> list[dict[str, Any]]:
     """Write and check explanations alone: the rows of `examine_explanations`, which takes the same arguments.
 
     The task is told of each question, and not resized.
     """
-    asker = Asker(tuned, batch_tokens, probabilities, decoder)
     found = _explain(asker, examples, predictions, max_new_tokens, task)
     return [_row(*pair) for pair in zip(examples, found, strict=True)]
 

@@ -10,6 +10,7 @@ from medqa.config import EvaluateConfig
 from medqa.data.build import QuestionSet
 from medqa.data.draw import sample
 from medqa.errors import CalibrationError
+from medqa.evaluate.asker import Asker
 from medqa.evaluate.calibrate import load_calibration
 from medqa.evaluate.confidence import measure_orders
 from medqa.evaluate.explanations import examine_explanations, explain
@@ -60,6 +61,8 @@ class Measurement:
         self.calibration, self.why_uncalibrated = self._load_calibration()
         self.predictions = self._predict()
         self.way = "plain" if self._decoder is None else "packed"
+        self._asker = Asker(tuned, self._batch_tokens, self.probabilities, self._decoder)
+        self._max_new_tokens = tuned.run.config.serve.max_explanation_tokens
         self.ordered: list[OrderedPrediction] | None = None
         self.explained: list[dict[str, Any]] = []
 
@@ -136,16 +139,7 @@ class Measurement:
             return None
         drawn, predictions = self._drawn(self._config.explanations, "explanations")
         with track("Explanations", len(drawn)) as task:
-            record, rows = examine_explanations(
-                self._tuned,
-                drawn,
-                predictions,
-                decoder=self._decoder,
-                batch_tokens=self._batch_tokens,
-                max_new_tokens=self._tuned.run.config.serve.max_explanation_tokens,
-                probabilities=self.probabilities,
-                task=task,
-            )
+            record, rows = examine_explanations(self._asker, drawn, predictions, self._max_new_tokens, task)
         self.explained += [{**row, "drawn": True} for row in rows]
         return record
 
@@ -155,15 +149,7 @@ class Measurement:
             return None
         drawn, predictions = self._drawn(self._config.traps, "traps")
         with track("Traps", len(drawn)) as task:
-            return spring_traps(
-                self._tuned,
-                drawn,
-                predictions,
-                decoder=self._decoder,
-                batch_tokens=self._batch_tokens,
-                probabilities=self.probabilities,
-                task=task,
-            )
+            return spring_traps(self._asker, drawn, predictions, task)
 
     def _drawn(self, count: int, purpose: str) -> tuple[list[Example], list[Prediction]]:
         by_id = {id(e): p for e, p in zip(self._examples, self.tuned, strict=True)}
@@ -194,14 +180,11 @@ class Measurement:
             return []
         with track("Explanations of the worst errors", len(asked)) as task:
             rows = explain(
-                self._tuned,
+                self._asker,
                 [example for example, _ in asked],
                 [prediction for _, prediction in asked],
-                decoder=self._decoder,
-                batch_tokens=self._batch_tokens,
-                max_new_tokens=self._tuned.run.config.serve.max_explanation_tokens,
-                probabilities=self.probabilities,
-                task=task,
+                self._max_new_tokens,
+                task,
             )
         self.explained += [{**row, "drawn": False} for row in rows]
         return list(rows)

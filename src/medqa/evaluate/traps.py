@@ -16,9 +16,7 @@ import numpy as np
 from medqa.data.draw import draw_hash, reordered
 from medqa.data.fingerprints import normalise
 from medqa.data.markers import is_anchored
-from medqa.evaluate.asker import Asker, Probabilities, Reply, mean, share
-from medqa.model.decoder import PackedDecoder
-from medqa.model.tuned import TunedModel
+from medqa.evaluate.asker import Asker, Reply, mean, share
 from medqa.progress import Task
 from medqa.records import Example, Prediction
 from medqa.trust import bootstrap_interval
@@ -200,24 +198,17 @@ class _Sprung(NamedTuple):
 
 
 def spring_traps(
-    tuned: TunedModel,
+    asker: Asker,
     examples: Sequence[Example],
     predictions: Sequence[Prediction],
-    *,
-    decoder: PackedDecoder | None = None,
-    batch_tokens: int,
-    probabilities: Probabilities,
     task: Task | None = None,
 ) -> list[dict[str, Any]]:
     """Ask changed questions and compare with the same ones untouched.
 
     Args:
-        tuned: The model.
+        asker: The model.
         examples: Questions.
         predictions: What the tuned model made of them under our own prompt, in the same order.
-        decoder: The packed way through the model; the plain one if not given.
-        batch_tokens: Tokens per scoring pass.
-        probabilities: From log-likelihoods to calibrated probabilities.
         task: Resized to the number of changed questions, and told of progress.
 
     Returns:
@@ -226,7 +217,6 @@ def spring_traps(
     Raises:
         DeviceError: If memory runs out with a single question.
     """
-    asker = Asker(tuned, batch_tokens, probabilities, decoder)
     plain, donors = asker.replies(predictions), Donors(examples)
     sprung = [_spring(trap, examples, plain, donors) for trap in TRAPS]
     languages = language_questions()

@@ -5,6 +5,7 @@ from typing import Any
 
 from medqa.config import ServeConfig
 from medqa.errors import CalibrationError, DataError
+from medqa.evaluate.asker import Asker
 from medqa.evaluate.calibrate import load_calibration
 from medqa.evaluate.explanations import explain as write_and_check
 from medqa.evaluate.orders import OrderedPrediction, score_orders
@@ -109,14 +110,9 @@ class Answerer:
         self, example: Example, prediction: Prediction, judgement: Judgement, settings: ServeConfig
     ) -> dict[str, Any]:
         """Write the explanation of the choice, and check it."""
-        [row] = write_and_check(
-            self._tuned,
-            [example],
-            [prediction],
-            batch_tokens=default_batch_tokens(self._tuned.device),
-            max_new_tokens=settings.max_explanation_tokens,
-            probabilities=lambda _: [list(judgement.probabilities)],
-        )
+        batch_tokens = default_batch_tokens(self._tuned.device)
+        asker = Asker(self._tuned, batch_tokens, lambda _: [list(judgement.probabilities)])
+        [row] = write_and_check(asker, [example], [prediction], settings.max_explanation_tokens)
         return row
 
 

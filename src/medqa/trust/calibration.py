@@ -95,8 +95,7 @@ class Calibration:
     Attributes:
         calibrator: From log-likelihoods to probabilities.
         quantiles: For each set method and each of `ALPHAS`, by its text, the score up to which options belong
-            to a
-            set; infinite where there were too few questions.
+            to a set; infinite where there were too few questions.
         subject_quantiles: The same for each subject with questions enough.
         option_counts: How many questions of how many options it was fitted on; any number of options is taken
             as known if this is empty.

@@ -1,5 +1,6 @@
 """Fit a calibration to questions that the model never saw."""
 
+import collections
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def fit_calibration(fit: LogLikelihoods, choose: LogLikelihoods | None = None) -
     Args:
         fit: Questions to fit on.
         choose: Others, to choose among the methods by; temperature is taken if there are fewer than
-        `MIN_ROWS`.
+            `MIN_ROWS`.
 
     Raises:
         CalibrationError: If there are fewer than `MIN_ROWS` questions.
@@ -57,20 +58,17 @@ def fit_calibration(fit: LogLikelihoods, choose: LogLikelihoods | None = None) -
     quantiles: dict[str, dict[str, float]] = {}
     by_subject: dict[str, dict[str, dict[str, float]]] = {}
     by_count: dict[int, dict[str, dict[str, float]]] = {}
-    sizes = (~np.isneginf(fit.values)).sum(axis=1)
-    counts = {int(size): int(num) for size, num in zip(*np.unique(sizes, return_counts=True), strict=True)}
+    sizes = [str(size) for size in (~np.isneginf(fit.values)).sum(axis=1)]
+    counts = {int(size): num for size, num in collections.Counter(sizes).items()}
     methods: tuple[SetMethod, ...] = ("lac", "aps")
     for method in methods:
         scores = conformity_scores(honest, method)[rows, fit.answers]
         quantiles[method] = {str(alpha): conformal_quantile(scores, alpha) for alpha in ALPHAS}
-        for size, num in counts.items():
-            if len(counts) > 1 and num >= MIN_COUNT_ROWS:
-                own = scores[sizes == size]
-                found = {str(alpha): conformal_quantile(own, alpha) for alpha in ALPHAS}
-                by_count.setdefault(size, {})[method] = found
         for alpha in ALPHAS:
             for subject, value in group_quantiles(scores, fit.subjects, alpha).items():
                 by_subject.setdefault(subject, {}).setdefault(method, {})[str(alpha)] = value
+            for size, value in group_quantiles(scores, sizes, alpha, MIN_COUNT_ROWS).items():
+                by_count.setdefault(int(size), {}).setdefault(method, {})[str(alpha)] = value
     risk = count_risk(honest.max(axis=1), honest.argmax(axis=1) == fit.answers)
     return Calibration(
         kind.fit(fit.values, fit.answers),
@@ -86,7 +84,7 @@ def fit_calibration(fit: LogLikelihoods, choose: LogLikelihoods | None = None) -
             "after": _measure(honest, fit),
         },
         counts,
-        by_count,
+        by_count if len(counts) > 1 else {},
     )
 
 

@@ -31,8 +31,7 @@ def option_orders(
     Args:
         num_options: Options of the question.
         num_orders: 1 is the order as given. 4 is every rotation, as many as there are options that move: each
-            of
-            them stands at each place once. 24 is every order of up to four options; of more, 24 are drawn,
+            of them stands at each place once. 24 is every order of up to four options; of more, 24 are drawn,
             the same ones each time.
         free: Places whose options may move; all if not given. "All of the above" has to keep its place.
 
