@@ -13,7 +13,7 @@ from pathlib import Path
 from medqa.data.build import evaluation_set, sample
 from medqa.model.tuned import load_tuned
 from medqa.records import LETTERS
-from medqa.serve.engine import Answerer
+from medqa.serve.answerer import Answerer
 
 MARKER = re.compile(r"\W*(ans\b|answer|\(?[a-eA-E]\)|option\b)", re.IGNORECASE)
 

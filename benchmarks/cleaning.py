@@ -86,7 +86,7 @@ def train(args):
     from medqa.model.lora import attach_adapter
     from medqa.model.tuned import TunedModel
     from medqa.recipe import load_recipe
-    from medqa.serve.engine import Answerer
+    from medqa.serve.answerer import Answerer
     from medqa.train.loop import train_adapter
 
     config = load_recipe("medmcqa", [f"model.name={args.model}", *args.settings])

@@ -9,7 +9,7 @@ from medqa.evaluate.run import evaluate
 from medqa.model import embedded
 from medqa.model.embedded import embedded_model_path
 from medqa.recipe import load_recipe
-from medqa.serve.engine import Answerer
+from medqa.serve.answerer import Answerer
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 
 from medqa.prompts import SYSTEM
 from medqa.records import Example
-from medqa.serve.engine import Answerer
+from medqa.serve.answerer import Answerer
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 [LINES] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

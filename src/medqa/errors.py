@@ -4,27 +4,33 @@ Everything this package raises on purpose is one of these; anything else is a bu
 traceback. Only the command line catches them, prints message and hint, and exits with 2.
 
 * MedQAError
+    * BusyError        a server has more to do than it takes in
     * CalibrationError what is known of a model's confidence: missing, another model's, too few questions
     * ConfigError      a recipe, a key or a value in it
     * DataError        a question, a file of questions, a column
     * DeviceError      an accelerator, its driver or its variables
     * DependencyError  a package that a feature needs and that is not installed
+    * EngineError      a model server can't be reached or answers wrongly
     * HubError         the model hub can't be reached or refuses
     * ModelError       a base model, a tokenizer or an adapter
     * RunError         a run folder: missing, half written, already there
+    * TimeLimitError   an answer took longer than a server gives it
     * TrainingError    training can't go on: non-finite loss, out of memory
 """
 
 __all__ = [
+    "BusyError",
     "CalibrationError",
     "ConfigError",
     "DataError",
     "DependencyError",
     "DeviceError",
+    "EngineError",
     "HubError",
     "MedQAError",
     "ModelError",
     "RunError",
+    "TimeLimitError",
     "TrainingError",
 ]
 
@@ -44,6 +50,20 @@ class MedQAError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nHint: {self.hint}" if self.hint else self.message
+
+
+class BusyError(MedQAError):
+    """A server has more to do than it takes in.
+
+    Args:
+        message: What is wrong.
+        hint: What cures it.
+        retry_after_s: Seconds after which there may be room.
+    """
+
+    def __init__(self, message: str, hint: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(message, hint)
+        self.retry_after_s = retry_after_s
 
 
 class CalibrationError(MedQAError):
@@ -66,6 +86,10 @@ class DeviceError(MedQAError):
     """An accelerator can't be used as things are."""
 
 
+class EngineError(MedQAError):
+    """A model server can't be reached, or answers wrongly."""
+
+
 class HubError(MedQAError):
     """The model hub can't be reached, or refuses what was asked for."""
 
@@ -76,6 +100,10 @@ class ModelError(MedQAError):
 
 class RunError(MedQAError):
     """A run folder is missing, half written, or would be overwritten."""
+
+
+class TimeLimitError(MedQAError):
+    """An answer took longer than a server gives it."""
 
 
 class TrainingError(MedQAError):

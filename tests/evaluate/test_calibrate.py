@@ -17,9 +17,14 @@ from medqa.files import file_sha256
 from medqa.model.tuned import load_tuned
 from medqa.recipe import changed_config, load_recipe
 from medqa.runs import RunFolder
-from medqa.serve.engine import Answerer
+from medqa.serve.answerer import Answerer
 from medqa.testing import write_medmcqa
 from medqa.train.run import train
+
+
+def kept_calibration(path):
+    tuned = load_tuned(path)
+    return load_calibration(tuned.run, tuned.renderer)
 
 
 def held_back(run):
@@ -58,9 +63,9 @@ def test_questions_of_the_evaluation_and_of_training_are_never_among_those_used(
     asked = []
 
     def spied(original):
-        def score_orders(tuned, examples, *args, **kwargs):
+        def score_orders(engine, examples, *args, **kwargs):
             asked.extend(examples)
-            return original(tuned, examples, *args, **kwargs)
+            return original(engine, examples, *args, **kwargs)
 
         return score_orders
 
@@ -97,7 +102,7 @@ def test_other_orders_are_added_to_those_that_are_there(calibrated_copy):
     assert set(after.by_orders) == {1, 4, 24}
     assert after.by_orders[4] == four.by_orders[4]
     assert after.by_orders[1].calibrator == before.by_orders[1].calibrator
-    assert load_calibration(load_tuned(calibrated_copy)).by_orders == after.by_orders
+    assert kept_calibration(calibrated_copy).by_orders == after.by_orders
     with pytest.raises(CalibrationError, match="not calibrated for answers over 24") as error:
         four.for_orders(24)
     assert "medqa calibrate RUN --orders 24" in error.value.hint
@@ -131,7 +136,7 @@ def test_a_calibration_does_not_travel_to_another_run_s_adapter(
     other = Path(shutil.copytree(finished_run, tmp_path / "other"))
     shutil.copy(calibrated_run / "adapter/calibration.json", other / "adapter")
     with pytest.raises(CalibrationError, match="belongs to another adapter"):
-        load_calibration(load_tuned(other))
+        kept_calibration(other)
     report = evaluate(other, ["evaluate.explanations=0", "evaluate.traps=0"], max_rows=5)
     assert report["calibration"]["calibrated"] is False
     assert "belongs to another adapter" in report["calibration"]["reason"]
@@ -155,7 +160,7 @@ def test_other_training_questions_are_refused(calibrated_copy, tmp_path):
 
 def test_a_whole_report_holds_what_calibration_gives(calibrated_copy):
     report = evaluate(calibrated_copy)
-    found, kept = report["calibration"], load_calibration(load_tuned(calibrated_copy))
+    found, kept = report["calibration"], kept_calibration(calibrated_copy)
     assert found["calibrated"]
     assert found["parameters"] == kept.by_orders[1].calibrator.to_json()
     assert found["score"]["num_questions"] == 24

@@ -2,15 +2,12 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 
 from medqa.config import LoraConfig, ModelConfig
-from medqa.evaluate import asker as asker_module
-from medqa.evaluate import influence
-from medqa.evaluate import orders as orders_module
 from medqa.evaluate.asker import Asker
+from medqa.evaluate.engine import LocalEngine
 from medqa.evaluate.explanations import (
     READ_BACK_QUESTION,
     ExplanationCheck,
@@ -22,7 +19,7 @@ from medqa.evaluate.explanations import (
     read_back_example,
 )
 from medqa.evaluate.influence import KEPT, cut_words, hinted, with_context
-from medqa.evaluate.score import score_items
+from medqa.evaluate.score import make_items, score_items
 from medqa.hardware.device import choose_device
 from medqa.model.generate import Written
 from medqa.model.load import find_base, load_model, load_renderer
@@ -194,44 +191,37 @@ class Reader:
             return "ABCD".index(hint[1])
         return next((n for n, o in enumerate(example.options) if o in context.split()), self.likes(example))
 
-    def score_items(
-        self, model, items, device, *, max_length_tokens, batch_tokens, decoder, task, adapted=True
-    ):
-        assert (batch_tokens, decoder) == (99, "decoder")
+    def score(self, items, *, task=None):
         self.asked += [item.example for item in items]
         if task:
             task.advance(len(items))
-        return [self.predict(i.example, len(i.prefix) < max_length_tokens) for i in items]
+        return [self.predict(i.example, len(i.prefix) < self.max_length_tokens) for i in items]
 
     def predict(self, example, fits=True):
         n = len(example.options)
         logs = tuple(2.0 * (place == self.choice(example)) for place in range(n)) if fits else ()
         return Prediction(example.id, None, n, example.answer, "scored" if fits else "too_long", logs)
 
-    def write(self, model, renderer, device, prompts, *, max_new_tokens, max_length_tokens, task):
+    def write(self, prompts, max_new_tokens, *, task):
         if task:
             task.advance(len(prompts))
-        texts = [renderer.tokenizer.decode(prompt) for prompt in prompts]
+        texts = [self.renderer.tokenizer.decode(prompt) for prompt in prompts]
         return [self.texts("colleague" in text, text) for text in texts]
 
 
 @pytest.fixture
-def stand_in(tokenizer, monkeypatch):
+def stand_in(tokenizer):
     def make(texts, *, follows=True, max_length_tokens=10_000):
         reader = Reader(texts, follows)
-        monkeypatch.setattr(asker_module, "score_items", reader.score_items)
-        monkeypatch.setattr(orders_module, "score_items", reader.score_items)
-        monkeypatch.setattr(influence, "write_explanations", reader.write)
-        base = SimpleNamespace(max_length_tokens=max_length_tokens)
-        tuned = SimpleNamespace(model=None, renderer=PromptRenderer(tokenizer), device=None, base=base)
-        return reader, tuned
+        reader.renderer, reader.max_length_tokens = PromptRenderer(tokenizer), max_length_tokens
+        return reader
 
     return make
 
 
-def examine(reader, tuned, examples, **more):
+def examine(reader, examples, **more):
     predictions = [reader.predict(example) for example in examples]
-    asker = Asker(tuned, 99, plain_probabilities, "decoder")
+    asker = Asker(reader, plain_probabilities)
     return examine_explanations(asker, examples, predictions, **{"max_new_tokens": 9, **more})
 
 
@@ -256,9 +246,9 @@ def test_what_a_reader_makes_of_explanations(stand_in):
             Written("so so so so so so so so so so", True),  # names nothing: the reader says heart
         ][number]
 
-    reader, tuned = stand_in(texts)
+    reader = stand_in(texts)
     task = Counter()
-    record, rows = examine(reader, tuned, organs(4), task=task)
+    record, rows = examine(reader, organs(4), task=task)
     assert [row["status"] for row in rows] == ["checked", "checked", "empty", "checked"]
     assert [row["letter"] for row in rows] == list("AAAA")
     assert [row["check"]["points_to"] for row in rows] == [0, 2, None, 0]
@@ -297,48 +287,48 @@ def test_what_a_reader_makes_of_explanations(stand_in):
 
 
 def test_a_model_that_always_says_b_does_not_agree_with_itself_for_that(stand_in, monkeypatch):
-    reader, tuned = stand_in(lambda hint, prompt: Written("it is the lung", True))
+    reader = stand_in(lambda hint, prompt: Written("it is the lung", True))
     read = reader.choice
 
     def choice(example):  # says B, whatever is asked, and leans a little to what it reads
         return 1 if example.question != READ_BACK_QUESTION or not example.context else read(example)
 
     monkeypatch.setattr(reader, "choice", choice)
-    record, rows = examine(reader, tuned, organs(5))
+    record, rows = examine(reader, organs(5))
     assert [row["letter"] for row in rows] == ["B"] * 5
     assert [row["check"]["points_to"] for row in rows] == [3] * 5
     monkeypatch.setattr(reader, "choice", lambda example: 1)
-    record, rows = examine(reader, tuned, organs(5))
+    record, rows = examine(reader, organs(5))
     # Over all rotations each option is B once: nothing is left to choose by.
     assert {row["check"]["points_to"] for row in rows} == {0}
     assert record["agreement"]["share"] == 0
 
 
 def test_a_model_deaf_to_hints(stand_in):
-    reader, tuned = stand_in(lambda hint, prompt: Written("the heart", True), follows=False)
-    record, _ = examine(reader, tuned, organs(3))
+    reader = stand_in(lambda hint, prompt: Written("the heart", True), follows=False)
+    record, _ = examine(reader, organs(3))
     hint = record["hint"]
     assert (hint["flipped"], hint["num_flipped"], hint["num_written"], hint["mentions"]) == (0, 0, 0, None)
     assert hint["interval"] == list(wilson_interval(0, 3))
 
 
 def test_at_most_fifty_hint_explanations(stand_in):
-    reader, tuned = stand_in(lambda hint, prompt: Written("the heart", True))
+    reader = stand_in(lambda hint, prompt: Written("the heart", True))
     task = Counter()
-    record, _ = examine(reader, tuned, organs(60), task=task)
+    record, _ = examine(reader, organs(60), task=task)
     assert (record["hint"]["num_flipped"], record["hint"]["num_written"]) == (60, 50)
     assert task.done == task.total == 110
 
 
 def test_what_is_too_long_is_counted_apart(stand_in):
     text = "the heart " * 40
-    reader, tuned = stand_in(
+    reader = stand_in(
         lambda hint, prompt: Written(text if "number 0?" in prompt else "the heart", True),
         max_length_tokens=400,
     )
     examples = organs(3)
     predictions = [reader.predict(e, fits=e.id != "o2") for e in examples]
-    asker = Asker(tuned, 99, plain_probabilities, "decoder")
+    asker = Asker(reader, plain_probabilities)
     record, rows = examine_explanations(asker, examples, predictions, 9)
     assert [row["status"] for row in rows] == ["read_back_too_long", "checked", "too_long"]
     assert (record["num_questions"], record["num_too_long"]) == (2, 1)
@@ -350,18 +340,18 @@ def test_what_is_too_long_is_counted_apart(stand_in):
 
 
 def test_nothing_to_examine(stand_in):
-    reader, tuned = stand_in(lambda hint, prompt: Written("", False))
+    reader = stand_in(lambda hint, prompt: Written("", False))
     for examples in ([], organs(2)):
-        record, rows = examine(reader, tuned, examples)
+        record, rows = examine(reader, examples)
         assert len(rows) == record["num_empty"] == len(examples)
         assert record["agreement"]["share"] is None
         assert record["truncation"][0]["same_answer"] is None
 
 
 def test_the_answer_is_the_likeliest_after_calibration(stand_in):
-    reader, tuned = stand_in(lambda hint, prompt: Written("the lung", True))
+    reader = stand_in(lambda hint, prompt: Written("the lung", True))
     predictions = [reader.predict(example) for example in organs(1)]
-    asker = Asker(tuned, 99, lambda rows: [[0.1, 0.1, 0.1, 0.7] for _ in rows], "decoder")
+    asker = Asker(reader, lambda rows: [[0.1, 0.1, 0.1, 0.7] for _ in rows])
     [row] = explain(asker, organs(1), predictions, 9)
     assert (row["letter"], row["check"]["points_to"], row["check"]["agrees"]) == ("D", 3, True)
 
@@ -374,12 +364,12 @@ def test_a_tiny_model_all_the_way(tiny_model):
     examples = make_examples(6)
     predictions = score_items(
         model,
-        asker_module.make_items(tuned.renderer, examples, "medqa"),
+        make_items(tuned.renderer, examples, "medqa"),
         device,
         max_length_tokens=base.max_length_tokens,
         batch_tokens=2048,
     )
-    asker = Asker(tuned, 2048, plain_probabilities)
+    asker = Asker(LocalEngine(tuned), plain_probabilities)
     task = Counter()
     record, rows = examine_explanations(asker, examples, predictions, 6, task)
     assert [row["id"] for row in rows] == [example.id for example in examples]

@@ -1,12 +1,12 @@
 """Several option orders: what reads option texts is steady and right, what likes a letter is not."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from medqa.evaluate import orders as orders_module
+from medqa.evaluate.engine import LocalEngine
 from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
 from medqa.evaluate.score import score_items
 from medqa.model.tuned import load_tuned
@@ -25,9 +25,9 @@ class StandIn:
     def __init__(self, choose):
         self.choose, self.asked = choose, []
 
-    def score_items(self, model, items, device, *, max_length_tokens, batch_tokens, adapted, decoder, task):
+    def score(self, items, *, task):
         self.asked += [item.example for item in items]
-        return [self.predict(item.example, len(item.prefix) < max_length_tokens) for item in items]
+        return [self.predict(item.example, len(item.prefix) < self.max_length_tokens) for item in items]
 
     def predict(self, example, fits=True):
         n = len(example.options)
@@ -38,16 +38,10 @@ class StandIn:
 
 
 @pytest.fixture
-def ask(tokenizer, monkeypatch):
+def ask(tokenizer):
     def asked(stand_in, examples, number, *, max_length_tokens=10_000, **more):
-        monkeypatch.setattr(orders_module, "score_items", stand_in.score_items)
-        tuned = SimpleNamespace(
-            model=None,
-            renderer=PromptRenderer(tokenizer),
-            device=SimpleNamespace(is_cpu=True),
-            base=SimpleNamespace(max_length_tokens=max_length_tokens),
-        )
-        return score_orders(tuned, examples, number, batch_tokens=99, **more)
+        stand_in.renderer, stand_in.max_length_tokens = PromptRenderer(tokenizer), max_length_tokens
+        return score_orders(stand_in, examples, number, **more)
 
     return asked
 
@@ -135,15 +129,16 @@ def test_consistency_goes_by_the_answer_that_was_given():
 
 def test_a_tiny_model_in_the_order_given_scores_as_ever(finished_run):
     tuned = load_tuned(finished_run)
+    engine = LocalEngine(tuned)
     examples = make_examples(4)
-    one, four = (score_orders(tuned, examples, number) for number in (1, 4))
+    one, four = (score_orders(engine, examples, number) for number in (1, 4))
     items = orders_module.make_items(tuned.renderer, examples, "medqa")
     plain = score_items(
         tuned.model, items, tuned.device, max_length_tokens=tuned.base.max_length_tokens, batch_tokens=2048
     )
     for a, b in zip(one, plain, strict=True):
         assert a.prediction.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-4)
-    known = score_orders(tuned, examples, 4, known=[p.prediction for p in one])
+    known = score_orders(engine, examples, 4, known=[p.prediction for p in one])
     for a, b in zip(known, four, strict=True):
         assert a.prediction.log_likelihoods == pytest.approx(b.prediction.log_likelihoods, abs=1e-4)
         assert (a.choices, a.placed) == (b.choices, b.placed)

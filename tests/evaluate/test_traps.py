@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from medqa.evaluate import asker as asker_module
 from medqa.evaluate.asker import Asker
+from medqa.evaluate.engine import LocalEngine
 from medqa.evaluate.traps import (
     LANGUAGES,
     NO_OPTION,
@@ -161,22 +161,19 @@ class Scholar:
         status = "scored" if fits else "too_long"
         return Prediction(example.id, None, n, example.answer, status, logs if fits else ())
 
-    def score_items(self, model, items, device, *, max_length_tokens, batch_tokens, decoder, task):
-        assert (batch_tokens, decoder) == (99, "decoder")
+    def score(self, items, *, task):
         self.calls += 1
         if task:
             task.advance(len(items))
-        return [self.predict(item.example, max_length_tokens) for item in items]
+        return [self.predict(item.example, self.max_length_tokens) for item in items]
 
 
 @pytest.fixture
-def spring(tokenizer, monkeypatch):
+def spring(tokenizer):
     def run(examples, max_length_tokens=10_000, task=None):
         scholar = Scholar(examples)
-        monkeypatch.setattr(asker_module, "score_items", scholar.score_items)
-        base = SimpleNamespace(max_length_tokens=max_length_tokens)
-        tuned = SimpleNamespace(model=None, renderer=PromptRenderer(tokenizer), device=None, base=base)
-        asker = Asker(tuned, 99, plain_probabilities, "decoder")
+        scholar.renderer, scholar.max_length_tokens = PromptRenderer(tokenizer), max_length_tokens
+        asker = Asker(scholar, plain_probabilities)
         records = spring_traps(
             asker, examples, [scholar.predict(e, max_length_tokens) for e in examples], task
         )
@@ -252,7 +249,7 @@ def test_a_tiny_model_all_the_way(tiny_model):
     decoder = choose_decoder(model, items, device, max_length_tokens=1024)
     predictions = score_items(model, items, device, max_length_tokens=1024, batch_tokens=2048)
     both = [
-        spring_traps(Asker(tuned, 2048, plain_probabilities, way), examples, predictions)
+        spring_traps(Asker(LocalEngine(tuned, way), plain_probabilities), examples, predictions)
         for way in (None, decoder)
     ]
     assert [r["num_questions"] for r in both[0]] == [16] * 6 + [12] * 4

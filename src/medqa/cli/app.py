@@ -12,8 +12,10 @@ from typing import Annotated
 
 import typer
 
+from medqa.cli.bulk import answer
 from medqa.cli.options import Json, Run, Settings, Trust
 from medqa.cli.recipes import recipes
+from medqa.cli.serving import serve
 from medqa.cli.trust import calibrate, compare, evaluate
 from medqa.errors import MedQAError
 
@@ -244,10 +246,14 @@ def ask(
     config = RunFolder.open(run).config
     serve = changed_config(config, settings or [], ("serve",)).serve
     prepare_environment(config.model.device)
-    from medqa.serve.engine import Answerer
+    from medqa.serve.answerer import Answerer
 
-    answer = Answerer.load(run, trust).answer(example, explain=explain, settings=serve)
+    found = Answerer.load(run, trust).answer(example, explain=explain, settings=serve)
     if as_json:
-        print_json(answer.to_json())
+        print_json(found.to_json())
     else:
-        print_answer(answer, example.options)
+        print_answer(found, example.options)
+
+
+app.command()(answer)
+app.command()(serve)

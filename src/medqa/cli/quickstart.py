@@ -13,7 +13,7 @@ from medqa.model.tuned import load_tuned
 from medqa.recipe import load_recipe
 from medqa.records import LETTERS
 from medqa.runs import new_run_path
-from medqa.serve.engine import Answerer
+from medqa.serve.answerer import Answerer
 from medqa.train.run import train
 
 __all__ = ["run_quickstart"]

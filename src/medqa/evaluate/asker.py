@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from medqa.evaluate.score import make_items, score_items
-from medqa.model.decoder import PackedDecoder
-from medqa.model.tuned import TunedModel
+from medqa.evaluate.engine import Engine
+from medqa.evaluate.score import make_items
 from medqa.progress import Task
 from medqa.records import Example, Prediction
 from medqa.trust import wilson_interval
@@ -39,28 +38,16 @@ class Asker:
     """A tuned model and the way its likelihoods become confidence.
 
     Attributes:
-        tuned: The model.
-        batch_tokens: Tokens per pass.
+        engine: The model.
         probabilities: From log-likelihoods to calibrated probabilities.
-        decoder: The packed way through the model; the plain one if not given.
     """
 
-    tuned: TunedModel
-    batch_tokens: int
+    engine: Engine
     probabilities: Probabilities
-    decoder: PackedDecoder | None = None
 
     def score(self, examples: Sequence[Example], task: Task | None = None) -> list[Prediction]:
         """Score questions under our own prompt, in the order given."""
-        return score_items(
-            self.tuned.model,
-            make_items(self.tuned.renderer, examples, "medqa"),
-            self.tuned.device,
-            max_length_tokens=self.tuned.base.max_length_tokens,
-            batch_tokens=self.batch_tokens,
-            decoder=self.decoder,
-            task=task,
-        )
+        return self.engine.score(make_items(self.engine.renderer, examples, "medqa"), task=task)
 
     def ask(self, examples: Sequence[Example], task: Task | None = None) -> list[Reply | None]:
         """Answer questions, in the order given; None for one that is too long."""

@@ -11,10 +11,13 @@ from medqa.data.corpus import TrainingData
 from medqa.data.draw import examples_hash, sample
 from medqa.data.prepared import begin_corpus
 from medqa.errors import CalibrationError
+from medqa.evaluate.canaries import score_canaries
+from medqa.evaluate.engine import LocalEngine
 from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
-from medqa.evaluate.score import choose_decoder, make_items
+from medqa.evaluate.score import make_items
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
+from medqa.prompts import PromptRenderer
 from medqa.records import Example
 from medqa.runs import RunFolder, provenance
 from medqa.trust.calibration import Calibration, LogLikelihoods
@@ -118,16 +121,11 @@ def calibrate_tuned(
     choose = sample(data.selection, round(share * len(data.selection)), seed, "calibration")
     by_orders: dict[int, Calibration] = {}
     wanted = sorted({1, *(orders or usual_orders(tuned.run.config))})
-    items = make_items(tuned.renderer, fit, "medqa")
-    decoder = tuned.decoder
-    if decoder is None and tuned.run.config.train.fast_path:
-        decoder = choose_decoder(
-            tuned.model, items, tuned.device, max_length_tokens=tuned.base.max_length_tokens
-        )
+    engine = LocalEngine.fastest(tuned, make_items(tuned.renderer, fit, "medqa"))
     with track("Calibrating", sum(count_askings([*fit, *choose], number) for number in wanted)) as task:
         known = None
         for number in wanted:
-            scored = score_orders(tuned, [*fit, *choose], number, decoder=decoder, known=known, task=task)
+            scored = score_orders(engine, [*fit, *choose], number, known=known, task=task)
             if number == 1:
                 known = [one.prediction for one in scored]
             elif known is not None:  # the first order was scored already
@@ -141,9 +139,10 @@ def calibrate_tuned(
         **{name: splits[name] for name in ("calibration", "selection")},
     }
     file = CalibrationFile(
-        identity_of(tuned),
+        identity_of(tuned.run, tuned.renderer),
         {**_kept(tuned, record), **by_orders},
         {"data": record, "seconds": round(time.monotonic() - start, 1), **provenance()},
+        score_canaries(engine),
     )
     file.write(tuned.run.adapter)
     if (tuned.run.path / "report.json").is_file():
@@ -160,25 +159,25 @@ def usual_orders(config: RunConfig) -> tuple[NumOrders, ...]:
 def _kept(tuned: TunedModel, record: dict[str, Any]) -> dict[int, Calibration]:
     """Keep what was fitted before to the same questions, for other numbers of option orders."""
     try:
-        before = load_calibration(tuned)
+        before = load_calibration(tuned.run, tuned.renderer)
     except CalibrationError:
         return {}
     return before.by_orders if before and before.record["data"] == record else {}
 
 
-def identity_of(tuned: TunedModel) -> Identity:
-    """Say which adapter, base model and prompt a calibration of this model holds for."""
-    record = tuned.run.record
-    return Identity(record["adapter_sha256"], record["base_model"]["fingerprint"], tuned.renderer.sha256)
+def identity_of(run: RunFolder, renderer: PromptRenderer) -> Identity:
+    """Say which adapter, base model and prompt a calibration of this run holds for."""
+    record = run.record
+    return Identity(record["adapter_sha256"], record["base_model"]["fingerprint"], renderer.sha256)
 
 
-def load_calibration(tuned: TunedModel) -> CalibrationFile | None:
+def load_calibration(run: RunFolder, renderer: PromptRenderer) -> CalibrationFile | None:
     """Read the calibration shipped with the adapter; None if there is none.
 
     Raises:
         CalibrationError: If it is damaged or another model's.
     """
-    return CalibrationFile.read(tuned.run.adapter, identity_of(tuned))
+    return CalibrationFile.read(run.adapter, identity_of(run, renderer))
 
 
 def _fit(

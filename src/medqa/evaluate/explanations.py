@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from medqa.evaluate.asker import Asker, share
+from medqa.evaluate.engine import Engine
 from medqa.evaluate.influence import (
     Explained,
     examine_hints,
@@ -32,6 +33,7 @@ __all__ = [
     "explain",
     "has_loop",
     "names_option",
+    "read_back",
     "read_back_example",
 ]
 
@@ -192,7 +194,7 @@ def _explain(
         task.advance(len(examples) - len(answered))
     rows = [Explained(e, reply, text) for (e, reply), text in zip(answered, written, strict=True)]
     full = [row for row in rows if row.written.text]
-    places = iter(_read_back(asker, [(row.example, row.written.text) for row in full]))
+    places = iter(read_back(asker.engine, [(row.example, row.written.text) for row in full]))
     pointed = [next(places) if row.written.text else None for row in rows]
     checked = iter(
         (row, check_explanation(row.example, row.reply.choice, row.written, place))
@@ -201,14 +203,12 @@ def _explain(
     return [None if reply is None else next(checked) for reply in plain]
 
 
-def _read_back(asker: Asker, rows: Sequence[tuple[Example, str]]) -> list[int | None]:
+def read_back(engine: Engine, rows: Sequence[tuple[Example, str]]) -> list[int | None]:
     """Read the answer from each text, over all rotations of the options; None where that is too long."""
     found = score_orders(
-        asker.tuned,
+        engine,
         [read_back_example(example.options, text) for example, text in rows],
         READ_BACK_ORDERS,
-        decoder=asker.decoder,
-        batch_tokens=asker.batch_tokens,
     )
     return [o.prediction.choice if o.prediction.status == "scored" else None for o in found]
 
@@ -221,7 +221,7 @@ def _examine_agreement(asker: Asker, full: Sequence[tuple[Explained, Explanation
     """
     read = [(row, check) for row, check in full if check.agrees is not None]
     agreeing = [bool(check.agrees) for _, check in read]
-    blind = _read_back(asker, [(row.example, "") for row, _ in read])
+    blind = read_back(asker.engine, [(row.example, "") for row, _ in read])
     without = [place == row.reply.choice for place, (row, _) in zip(blind, read, strict=True)]
     (agreed, interval), (agreed_without, interval_without) = share(agreeing), share(without)
     return {

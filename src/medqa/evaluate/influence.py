@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from medqa.data.draw import draw_hash
 from medqa.evaluate.asker import Asker, Reply, mean, share
-from medqa.model.generate import Written, write_explanations
+from medqa.model.generate import Written
 from medqa.progress import Task
 from medqa.records import LETTERS, Example
 
@@ -52,16 +52,8 @@ def write_all(
     task: Task | None = None,
 ) -> list[Written]:
     """Write the explanations of questions and their chosen options."""
-    tuned = asker.tuned
-    return write_explanations(
-        tuned.model,
-        tuned.renderer,
-        tuned.device,
-        [tuned.renderer.answer_ids(example, choice) for example, choice in chosen],
-        max_new_tokens=max_new_tokens,
-        max_length_tokens=tuned.base.max_length_tokens,
-        task=task,
-    )
+    prompts = [asker.engine.renderer.answer_ids(example, choice) for example, choice in chosen]
+    return asker.engine.write(prompts, max_new_tokens, task=task)
 
 
 def with_context(example: Example, text: str) -> Example:

@@ -13,20 +13,14 @@ from medqa.errors import CalibrationError
 from medqa.evaluate.asker import Asker
 from medqa.evaluate.calibrate import load_calibration
 from medqa.evaluate.confidence import measure_orders
+from medqa.evaluate.engine import Engine
 from medqa.evaluate.explanations import examine_explanations, explain
 from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
-from medqa.evaluate.score import (
-    PromptKind,
-    choose_decoder,
-    default_batch_tokens,
-    make_items,
-    score_items,
-)
+from medqa.evaluate.score import PromptKind, make_items
 from medqa.evaluate.traps import spring_traps
-from medqa.model.decoder import PackedDecoder
-from medqa.model.tuned import TunedModel
 from medqa.progress import track
 from medqa.records import LETTERS, Example, Prediction
+from medqa.runs import RunFolder
 from medqa.trust.calibration import Calibration
 from medqa.trust.calibrators import padded, softmax_rows
 from medqa.trust.store import CalibrationFile
@@ -43,61 +37,47 @@ class Measurement:
     """What one model makes of a set of questions.
 
     Attributes:
-        predictions: Of every question, by prompt ("medqa", "lm_eval") and model ("base", "tuned").
+        predictions: Of every question, by prompt ("medqa", "lm_eval") and model ("base", "tuned"); without
+            those of the base model where the engine has none.
         calibration: What is known of the model's confidence; None if nothing is, or it is another model's.
         why_uncalibrated: Why so, in a sentence.
-        way: Which way through the model was taken: "packed" or "plain".
         ordered: Answers over several option orders, if they were asked for.
         explained: One row for each question whose explanation was written; those of the worst errors are not
             `drawn`, and no rate is to be taken from them.
     """
 
-    def __init__(self, tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig) -> None:
+    def __init__(
+        self, engine: Engine, run: RunFolder, questions: QuestionSet, config: EvaluateConfig
+    ) -> None:
         """Score base and tuned model under our own prompt, and lm-eval's if wanted."""
-        self._tuned, self._examples, self._config = tuned, questions.examples, config
-        self._decoder: PackedDecoder | None = tuned.decoder
-        asked = config.batch_tokens
-        self._batch_tokens = default_batch_tokens(tuned.device) if asked == "auto" else asked
+        self._engine, self._run, self._examples, self._config = engine, run, questions.examples, config
         self.calibration, self.why_uncalibrated = self._load_calibration()
         self.predictions = self._predict()
-        self.way = "plain" if self._decoder is None else "packed"
-        self._asker = Asker(tuned, self._batch_tokens, self.probabilities, self._decoder)
-        self._max_new_tokens = tuned.run.config.serve.max_explanation_tokens
+        self._asker = Asker(engine, self.probabilities)
+        self._max_new_tokens = run.config.serve.max_explanation_tokens
         self.ordered: list[OrderedPrediction] | None = None
         self.explained: list[dict[str, Any]] = []
 
     def _load_calibration(self) -> tuple[CalibrationFile | None, str]:
         try:
-            found = load_calibration(self._tuned)
+            found = load_calibration(self._run, self._engine.renderer)
         except CalibrationError as exc:
             log.warning("Confidence is the model's own: %s", exc.message)
             return None, exc.message
         if found is None:
-            return None, f"the run has no calibration: `medqa calibrate {self._tuned.run.path}`"
+            return None, f"the run has no calibration: `medqa calibrate {self._run.path}`"
         return found, "it is calibrated for other numbers of option orders only"
 
     def _predict(self) -> dict[tuple[str, str], list[Prediction]]:
-        tuned, config, examples = self._tuned, self._config, self._examples
-        prompts: tuple[PromptKind, ...] = ("medqa", "lm_eval") if config.lm_eval else ("medqa",)
+        engine, examples = self._engine, self._examples
+        prompts: tuple[PromptKind, ...] = ("medqa", "lm_eval") if self._config.lm_eval else ("medqa",)
+        models = ("base", "tuned") if engine.has_base else ("tuned",)
         predictions: dict[tuple[str, str], list[Prediction]] = {}
-        with track("Scoring", 2 * len(prompts) * len(examples)) as task:
+        with track("Scoring", len(models) * len(prompts) * len(examples)) as task:
             for prompt in prompts:
-                items = make_items(tuned.renderer, examples, prompt)
-                if self._decoder is None and prompt == "medqa" and tuned.run.config.train.fast_path:
-                    self._decoder = choose_decoder(
-                        tuned.model, items, tuned.device, max_length_tokens=tuned.base.max_length_tokens
-                    )
-                for name in ("base", "tuned"):
-                    predictions[prompt, name] = score_items(
-                        tuned.model,
-                        items,
-                        tuned.device,
-                        max_length_tokens=tuned.base.max_length_tokens,
-                        batch_tokens=self._batch_tokens,
-                        adapted=name == "tuned",
-                        decoder=self._decoder,
-                        task=task,
-                    )
+                items = make_items(engine.renderer, examples, prompt)
+                for name in models:
+                    predictions[prompt, name] = engine.score(items, adapted=name == "tuned", task=task)
         return predictions
 
     @property
@@ -122,15 +102,7 @@ class Measurement:
             return None
         num_askings = count_askings(self._examples, number) - len(self._examples)
         with track("Option orders", num_askings) as task:
-            self.ordered = score_orders(
-                self._tuned,
-                self._examples,
-                number,
-                decoder=self._decoder,
-                batch_tokens=self._batch_tokens,
-                known=self.tuned,
-                task=task,
-            )
+            self.ordered = score_orders(self._engine, self._examples, number, known=self.tuned, task=task)
         return measure_orders(self.ordered, number, self.calibrated(number))
 
     def explanations(self) -> dict[str, Any] | None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from medqa.data.draw import free_places, reordered
-from medqa.evaluate.score import default_batch_tokens, make_items, score_items
-from medqa.model.decoder import PackedDecoder
-from medqa.model.tuned import TunedModel
+from medqa.evaluate.engine import Engine
+from medqa.evaluate.score import make_items
 from medqa.progress import Task
 from medqa.records import Example, Prediction
 from medqa.trust.permutation import NumOrders, mapped_back, option_orders
@@ -48,43 +47,30 @@ def count_askings(examples: Sequence[Example], num_orders: NumOrders) -> int:
 
 
 def score_orders(
-    tuned: TunedModel,
+    engine: Engine,
     examples: Sequence[Example],
-    num_orders: NumOrders,
+    num_orders: NumOrders | Sequence[NumOrders],
     *,
-    adapted: bool = True,
-    decoder: PackedDecoder | None = None,
-    batch_tokens: int | None = None,
     known: Sequence[Prediction] | None = None,
     task: Task | None = None,
 ) -> list[OrderedPrediction]:
     """Score every question in every order, all of them in the same passes.
 
     Args:
-        tuned: The model.
+        engine: The model.
         examples: Questions.
-        num_orders: As `option_orders` takes it.
-        adapted: Whether the adapter applies; without it, this is the base model.
-        decoder: The packed way through the model, if there is one.
-        batch_tokens: Tokens per pass.
+        num_orders: As `option_orders` takes it; one for all, or one a question.
         known: Predictions in the order given, which then are not made again.
         task: Told of progress.
     """
-    orders = [option_orders(len(e.options), num_orders, free_places(e)) for e in examples]
+    numbers = [num_orders] * len(examples) if isinstance(num_orders, int) else num_orders
+    orders = [
+        option_orders(len(e.options), number, free_places(e))
+        for e, number in zip(examples, numbers, strict=True)
+    ]
     first = 1 if known is not None else 0
     asked = [reordered(e, order) for e, own in zip(examples, orders, strict=True) for order in own[first:]]
-    scored = iter(
-        score_items(
-            tuned.model,
-            make_items(tuned.renderer, asked, "medqa"),
-            tuned.device,
-            max_length_tokens=tuned.base.max_length_tokens,
-            batch_tokens=batch_tokens or default_batch_tokens(tuned.device),
-            adapted=adapted,
-            decoder=decoder,
-            task=task,
-        )
-    )
+    scored = iter(engine.score(make_items(engine.renderer, asked, "medqa"), task=task))
     return [
         _together(
             example,

@@ -202,20 +202,26 @@ def compare(before: Sequence[Prediction], after: Sequence[Prediction]) -> dict[s
 
 
 def without_flagged(
-    base: Sequence[Prediction], tuned: Sequence[Prediction], flagged: set[str]
+    base: Sequence[Prediction] | None, tuned: Sequence[Prediction], flagged: set[str]
 ) -> dict[str, Any] | None:
     """Measure both models on the questions that no leak audit flagged.
 
     Returns:
-        Accuracy of both and their comparison; None if nothing is flagged, or everything.
+        Accuracy of both and their comparison, or of the tuned one alone; None if nothing is flagged, or
+        everything.
     """
-    kept = [(a, b) for a, b in zip(base, tuned, strict=True) if a.id not in flagged]
-    if not flagged or not any(a.status == "scored" and b.status == "scored" for a, b in kept):
+    after = [p for p in tuned if p.id not in flagged]
+    before = [p for p in base if p.id not in flagged] if base else None
+    both = zip(before or after, after, strict=True)
+    if not flagged or not any(a.status == "scored" and b.status == "scored" for a, b in both):
         return None
-    before, after = [a for a, _ in kept], [b for _, b in kept]
 
     def accuracy(predictions: Sequence[Prediction]) -> dict[str, Any]:
         scored = Scored.of(predictions)
         return accuracy_of(np.array([p.choice == p.answer for p in scored.predictions]))
 
-    return {"base": accuracy(before), "tuned": accuracy(after), "change": compare(before, after)}
+    return {
+        "base": accuracy(before) if before else None,
+        "tuned": accuracy(after),
+        "change": compare(before, after) if before else None,
+    }

@@ -11,10 +11,12 @@ from medqa.config import EvaluateConfig, RunConfig, SourceConfig
 from medqa.data.build import QuestionSet, evaluation_set
 from medqa.errors import DataError
 from medqa.evaluate.confidence import measure_calibrated
+from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.leaks import find_leaks
 from medqa.evaluate.measure import Measurement
 from medqa.evaluate.page import write_report_page
 from medqa.evaluate.report import REPORT_VERSION, compare, summarise, without_flagged
+from medqa.evaluate.score import make_items
 from medqa.files import write_json, write_jsonl
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.tuned import TunedModel, load_tuned
@@ -22,7 +24,9 @@ from medqa.recipe import changed_config
 from medqa.records import Prediction
 from medqa.runs import RunFolder, provenance
 
-__all__ = ["evaluate", "evaluate_tuned", "refuse_trained_on"]
+__all__ = ["evaluate", "evaluate_engine", "evaluate_tuned", "refuse_trained_on"]
+
+NUM_LOOKED_AT = 64  # questions that are looked at to choose the way through the model
 
 
 def evaluate(
@@ -90,6 +94,17 @@ def _label(run: RunFolder, questions: QuestionSet) -> str:
 def evaluate_tuned(
     tuned: TunedModel, questions: QuestionSet, config: EvaluateConfig | None = None
 ) -> dict[str, Any]:
+    """Measure the model on this machine; see `evaluate_engine`."""
+    config = config or tuned.run.config.evaluate
+    some = questions.examples[:: max(1, len(questions.examples) // NUM_LOOKED_AT)]
+    batch_tokens = None if config.batch_tokens == "auto" else config.batch_tokens
+    items = make_items(tuned.renderer, some, "medqa")
+    return evaluate_engine(LocalEngine.fastest(tuned, items, batch_tokens), tuned.run, questions, config)
+
+
+def evaluate_engine(
+    engine: Engine, run: RunFolder, questions: QuestionSet, config: EvaluateConfig
+) -> dict[str, Any]:
     """Measure base and tuned model, and write report.json, report.html and predictions.jsonl into the run.
 
     On a part of the questions, or other ones than the run's own, the files are named for it, report-N.json or
@@ -98,18 +113,17 @@ def evaluate_tuned(
     Returns:
         The content of report.json.
     """
-    path, start, label = tuned.run.path, time.monotonic(), _label(tuned.run, questions)
-    config = config or tuned.run.config.evaluate
-    leaks = find_leaks(tuned.run, questions)
+    path, start, label = run.path, time.monotonic(), _label(run, questions)
+    leaks = find_leaks(run, questions)
     flagged = {id for ids in leaks["flagged"].values() for id in ids} if leaks["looked_for"] else set()
-    measured = Measurement(tuned, questions, config)
+    measured = Measurement(engine, run, questions, config)
     report = {
         "version": REPORT_VERSION,
         "run": str(path),
         "file": f"report{label}.json",
         "whole_split": questions.whole,
-        "base_model": tuned.run.record["base_model"]["name"],
-        "adapter_sha256": tuned.run.record["adapter_sha256"],
+        "base_model": run.record["base_model"]["name"],
+        "adapter_sha256": run.record["adapter_sha256"],
         "data": questions.record,
         "leaks": leaks,
         "scores": _scores(measured.predictions, flagged),
@@ -118,9 +132,9 @@ def evaluate_tuned(
         "explanations": measured.explanations(),
         "traps": measured.traps(),
         "not_measured": _not_measured(config, path, measured),
-        "scoring": measured.way,
-        "device": tuned.device.record(),
-        "selftest": last_selftest(tuned.device),
+        "scoring": engine.way,
+        "device": engine.device_record(),
+        "selftest": last_selftest(engine.tuned.device) if isinstance(engine, LocalEngine) else None,
     }
     worst = measured.worst()
     report |= {"seconds": round(time.monotonic() - start, 1), **provenance()}
@@ -138,12 +152,12 @@ def _scores(predictions: dict[tuple[str, str], list[Prediction]], flagged: set[s
     """Compare base and tuned model under each prompt; intervals of confidence under our own only."""
     found = {}
     for prompt in dict.fromkeys(prompt for prompt, _ in predictions):
-        base, tuned = predictions[prompt, "base"], predictions[prompt, "tuned"]
+        base, tuned = predictions.get((prompt, "base")), predictions[prompt, "tuned"]
         own = prompt == "medqa"
         found[prompt] = {
-            "base": summarise(base, intervals=own),
+            "base": summarise(base, intervals=own) if base else None,
             "tuned": summarise(tuned, intervals=own),
-            "change": compare(base, tuned),
+            "change": compare(base, tuned) if base else None,
             "without_flagged": without_flagged(base, tuned, flagged),
         }
     return found
@@ -176,6 +190,8 @@ def _not_measured(config: EvaluateConfig, path: Path, measured: Measurement) -> 
         for what, (key, wanted, value) in asked.items()
         if not wanted
     ]
+    if ("medqa", "base") not in measured.predictions:
+        texts.append("Not measured: the base model, which the engine doesn't serve.")
     if uncalibrated:
         command = f"medqa calibrate {path} --orders {config.orders}"
         texts.append(f"Not calibrated over {config.orders} option orders. `{command}` does.")

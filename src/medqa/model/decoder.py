@@ -8,6 +8,8 @@ heads, E width of a head.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,7 +22,10 @@ from medqa.model.flat import AdapterPart, FlatAdapter, GroupFactors
 from medqa.model.fused import adapted_linear, rotate, swiglu, weighted_nll
 from medqa.model.packed import PackedBatch
 
-__all__ = ["FAMILIES", "PackedDecoder", "why_not_packed"]
+__all__ = ["FAMILIES", "Attention", "PackedDecoder", "why_not_packed"]
+
+Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Turns a block's number, queries (N, H, E), keys and values (N, G, E) into mixed values (N, H, E)."""
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -143,19 +148,61 @@ class PackedDecoder:
         Shapes:
             returns: (M, D).
         """
-        x_ND = embedding(batch.token_N, self._embedding_VD)
-        cos_1NE, sin_1NE = self._rotary(x_ND, batch.place_N[None])
+
+        def attention(block: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return attend(q, k, v, batch, self.kernel)
+
+        return self.run(batch.token_N, batch.place_N, batch.position_M, attention, adapted=adapted)
+
+    def run(
+        self,
+        token_N: torch.Tensor,
+        place_N: torch.Tensor,
+        position_M: torch.Tensor,
+        attention: Attention,
+        *,
+        adapted: bool = True,
+    ) -> torch.Tensor:
+        """Return the last hidden state at some positions, whatever the tokens look at.
+
+        Args:
+            token_N: Token ids.
+            place_N: Place of each in its row, from 0.
+            position_M: Indices of the tokens whose state is wanted.
+            attention: Called once for each block, with its number and the rotated queries, keys and values.
+            adapted: Whether the adapter applies.
+
+        Shapes:
+            returns: (M, D).
+        """
+        x_ND = embedding(token_N, self._embedding_VD)
+        cos_1NE, sin_1NE = self._rotary(x_ND, place_N[None])
         half = self._head_width // 2
         turn = (cos_1NE[0, :, None, :half], sin_1NE[0, :, None, :half])
-        for block in self._blocks:
+        for number, block in enumerate(self._blocks):
+            look = functools.partial(attention, number)
             if self.recompute and torch.is_grad_enabled():
                 x_ND = torch.utils.checkpoint.checkpoint(
-                    self._run, block, x_ND, turn, batch, adapted, use_reentrant=False
+                    self._run, block, x_ND, turn, look, adapted, use_reentrant=False
                 )
             else:
-                x_ND = self._run(block, x_ND, turn, batch, adapted)
+                x_ND = self._run(block, x_ND, turn, look, adapted)
         # index_select's gradient is one kernel that adds; plain indexing's sorts.
-        return self._normed(x_ND.index_select(0, batch.position_M), self._norm_D)
+        return self._normed(x_ND.index_select(0, position_M), self._norm_D)
+
+    def logits(self, hidden_MD: torch.Tensor) -> torch.Tensor:
+        """Return the head's output (M, V) for hidden states."""
+        return linear(hidden_MD, self._head.weight, self._head.bias)
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """Blocks, key and value heads, and width of a head: what a cache of keys or values needs."""
+        return len(self._blocks), self._num_kv_heads, self._head_width
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Some weight of the base model, for its device and precision."""
+        return self._embedding_VD
 
     def _normed(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return rms_norm(x, weight.shape, weight, self._eps)
@@ -165,7 +212,7 @@ class PackedDecoder:
         block: _Block,
         x_ND: torch.Tensor,
         turn: tuple[torch.Tensor, torch.Tensor],
-        batch: PackedBatch,
+        look: Callable[..., torch.Tensor],
         adapted: bool,
     ) -> torch.Tensor:
         heads, width = (self._num_heads, self._num_kv_heads, self._num_kv_heads), self._head_width
@@ -176,9 +223,7 @@ class PackedDecoder:
         )
         if block.norm_q_E is not None and block.norm_k_E is not None:
             q, k = self._normed(q, block.norm_q_E), self._normed(k, block.norm_k_E)
-        mixed = attend(
-            rotate(q, *turn, self.elementwise), rotate(k, *turn, self.elementwise), v, batch, self.kernel
-        )
+        mixed = look(rotate(q, *turn, self.elementwise), rotate(k, *turn, self.elementwise), v)
         x_ND = x_ND + block.out(mixed.flatten(1), adapted=adapted)
         both = block.gate_up(self._normed(x_ND, block.norm_mlp_D), adapted=adapted)
         return x_ND + block.down(swiglu(both, self.elementwise), adapted=adapted)

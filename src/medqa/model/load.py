@@ -24,7 +24,7 @@ from medqa.model.embedded import SMOLLM2, embedded_model_path
 from medqa.model.quiet import no_library_bars
 from medqa.prompts import PromptRenderer
 
-__all__ = ["BaseFiles", "find_base", "fingerprint", "load_model", "load_renderer"]
+__all__ = ["BaseFiles", "find_base", "fingerprint", "load_model", "load_renderer", "load_run_renderer"]
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,12 @@ class BaseFiles:
 
     def record(self) -> dict[str, Any]:
         """Return what identifies the model, for run.json."""
-        return {"name": self.name, "path": str(self.path), "fingerprint": self.fingerprint}
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "fingerprint": self.fingerprint,
+            "max_length_tokens": self.max_length_tokens,
+        }
 
 
 def find_base(config: ModelConfig) -> BaseFiles:
@@ -159,17 +164,29 @@ def load_renderer(
     Raises:
         ModelError: If there is no usable tokenizer.
     """
+    return PromptRenderer(_load_tokenizer(folder or base.path, base.trust_remote_code), frozen)
+
+
+def load_run_renderer(adapter: Path, frozen: dict[str, Any]) -> PromptRenderer:
+    """Load the tokenizer and prompt of a finished run from its own files: the base model need not be here.
+
+    Args:
+        adapter: The adapter folder.
+        frozen: The prompt as the run recorded it.
+
+    Raises:
+        ModelError: If there is no usable tokenizer.
+    """
+    return PromptRenderer(_load_tokenizer(adapter, False), frozen)
+
+
+def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(folder or base.path), trust_remote_code=base.trust_remote_code
-        )
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as exc:
-        raise ModelError(
-            f"{folder or base.path} has no usable tokenizer: {exc}", "add tokenizer.json to it"
-        ) from exc
-    return PromptRenderer(tokenizer, frozen)
+        raise ModelError(f"{folder} has no usable tokenizer: {exc}", "add tokenizer.json to it") from exc
 
 
 def load_model(base: BaseFiles, device: Device) -> Any:

@@ -1,15 +1,17 @@
 """calibration.json: what is known of an adapter's confidence, beside it and never taken for another's."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
-from medqa.errors import CalibrationError, RunError
+from medqa.errors import CalibrationError, DataError, RunError
 from medqa.files import read_json, write_json
+from medqa.records import Example, softmax
 from medqa.trust.calibration import Calibration
 from medqa.trust.permutation import NUM_ORDERS
 
-__all__ = ["FILE_NAME", "CalibrationFile", "Identity"]
+__all__ = ["FILE_NAME", "CalibrationFile", "Canary", "Identity"]
 
 FILE_NAME = "calibration.json"
 VERSION = 1
@@ -37,6 +39,53 @@ _NAMES = {"adapter_sha256": "adapter", "base_model": "base model", "prompt_sha25
 
 
 @dataclasses.dataclass(frozen=True)
+class Canary:
+    """A question and what the model made of it: another model, behind a server, would give something else.
+
+    Attributes:
+        example: The question.
+        log_likelihoods: Of its options' letters.
+    """
+
+    example: Example
+    log_likelihoods: tuple[float, ...]
+
+    @property
+    def probabilities(self) -> tuple[float, ...]:
+        """The model's raw confidence in each option."""
+        return softmax(self.log_likelihoods)
+
+    @property
+    def choice(self) -> int:
+        """Index of the likeliest option; the first of equals."""
+        return max(range(len(self.log_likelihoods)), key=self.log_likelihoods.__getitem__)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return {
+            "question": self.example.question,
+            "options": list(self.example.options),
+            "log_likelihoods": list(self.log_likelihoods),
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Canary":
+        """Read what `to_json` gave.
+
+        Raises:
+            ValueError: Or KeyError or TypeError, if it is damaged.
+        """
+        try:
+            example = Example(values["question"], tuple(values["options"]))
+        except DataError as exc:
+            raise ValueError(exc.message) from exc
+        found = tuple(float(value) for value in values["log_likelihoods"])
+        if len(found) != len(example.options) or not all(map(math.isfinite, found)):
+            raise ValueError(f"log_likelihoods of {example.id} are {found!r}")
+        return cls(example, found)
+
+
+@dataclasses.dataclass(frozen=True)
 class CalibrationFile:
     """The calibrations of one adapter.
 
@@ -44,11 +93,13 @@ class CalibrationFile:
         identity: What they hold for.
         by_orders: A calibration for each number of option orders that was fitted.
         record: Data, counts and provenance, for people to read.
+        canaries: Known questions, to find out whether a server has this model; none in older files.
     """
 
     identity: Identity
     by_orders: dict[int, Calibration]
     record: dict[str, Any]
+    canaries: tuple[Canary, ...] = ()
 
     @property
     def label(self) -> str:
@@ -92,6 +143,7 @@ class CalibrationFile:
                 "version": VERSION,
                 "identity": dataclasses.asdict(self.identity),
                 "orders": {str(number): found.to_json() for number, found in sorted(self.by_orders.items())},
+                "canaries": [canary.to_json() for canary in self.canaries],
                 **self.record,
             },
         )
@@ -120,6 +172,7 @@ class CalibrationFile:
                 raise CalibrationError(f"{file} holds no calibration for 1, 4 or 24 orders", _AGAIN)
             if not isinstance(values["data"]["num_used"], dict):
                 raise TypeError("no data")
+            canaries = tuple(Canary.from_json(canary) for canary in values.get("canaries", []))
         except RunError as exc:
             raise CalibrationError(exc.message, _AGAIN) from exc
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as exc:
@@ -127,5 +180,6 @@ class CalibrationFile:
         for field, name in _NAMES.items():
             if getattr(found, field) != getattr(identity, field):
                 raise CalibrationError(f"{file} belongs to another {name} and holds for that only", _AGAIN)
-        record = {key: value for key, value in values.items() if key not in ("version", "identity", "orders")}
-        return cls(identity, calibrations, record)
+        own = ("version", "identity", "orders", "canaries")
+        record = {key: value for key, value in values.items() if key not in own}
+        return cls(identity, calibrations, record, canaries)

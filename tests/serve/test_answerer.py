@@ -6,12 +6,13 @@ from medqa.config import ServeConfig
 from medqa.errors import CalibrationError, DataError
 from medqa.evaluate import orders as orders_module
 from medqa.records import NOTICE, Example
-from medqa.serve.engine import Answerer
+from medqa.serve.answerer import Answerer
 from medqa.testing import MAX_LENGTH_TOKENS, make_examples
 
 
 @pytest.fixture(scope="module")
 def answerer(finished_run):
+    """Not calibrated."""
     return Answerer.load(finished_run)
 
 
@@ -37,7 +38,7 @@ def test_the_letter_does_not_depend_on_the_explanation_or_the_key(answerer):
 
 
 def test_the_explanation_follows_the_fixed_letter_and_says_if_it_was_cut(answerer, monkeypatch):
-    tuned = answerer._tuned
+    tuned = answerer.engine.tuned
     seen = {}
     generate = tuned.model.generate
 
@@ -85,7 +86,7 @@ def test_a_calibrated_answer_says_how_far_to_trust_it(calibrated):
     example = make_examples(1)[0]
     answer = calibrated.answer(example, explain=False)
     made = calibrated._calibrations.by_orders[1]
-    [found] = orders_module.score_orders(calibrated._tuned, [example], 1)
+    [found] = orders_module.score_orders(calibrated.engine, [example], 1)
     judged = made.judge(found.prediction.log_likelihoods)
     assert (answer.confidence, answer.letter) == (judged.confidence, "ABCD"[judged.choice])
     assert answer.answer_set == tuple("ABCD"[place] for place in judged.answer_set)
@@ -120,7 +121,7 @@ def test_another_number_of_options_than_it_was_calibrated_on_has_a_caveat(calibr
 def test_over_several_orders_it_says_how_steady_the_answer_is(calibrated):
     example = make_examples(1)[0]
     answer = calibrated.answer(example, explain=False, settings=ServeConfig(orders=4))
-    [found] = orders_module.score_orders(calibrated._tuned, [example], 4)
+    [found] = orders_module.score_orders(calibrated.engine, [example], 4)
     assert answer.num_orders == 4
     assert answer.consistency == found.consistency("ABCD".index(answer.letter))
     turned = dataclasses.replace(example, options=example.options[2:] + example.options[:2])

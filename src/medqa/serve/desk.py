@@ -1,0 +1,174 @@
+"""The one place that answers go out from, whatever asked for them: counted, timed, and recorded first."""
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable
+from typing import Literal, TypeVar
+
+from fastapi import HTTPException, Request
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from medqa.config import ServeConfig
+from medqa.errors import MedQAError
+from medqa.records import Answer, Example
+from medqa.serve.audit import AuditError, AuditLog, AuditRecord
+from medqa.serve.service import Service
+from medqa.serve.wire import status_of
+
+__all__ = ["Client", "Desk", "unless_gone"]
+
+T = TypeVar("T")
+
+Client = Literal["api", "page", "chat"]
+
+_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class Desk:
+    """A service whose answers are counted and, if there is an audit log, written down before they go out.
+
+    Attributes:
+        service: The service.
+        defaults: How it answers if nothing else is said.
+        calibrated: Whether anything is known of its confidence.
+        registry: The numbers, for Prometheus.
+    """
+
+    def __init__(self, service: Service, audit: AuditLog | None = None) -> None:
+        """Take a service, and the log if there is one."""
+        self.service, self._audit = service, audit
+        self.defaults, self.calibrated = service.defaults, service.calibrated
+        self.registry = CollectorRegistry()
+        self._answers = Counter(
+            "medqa_answers", "Answers by client and outcome", ["client", "outcome"], registry=self.registry
+        )
+        self._letter_s = Histogram(
+            "medqa_letter_seconds", "Time to the letter", buckets=_BUCKETS, registry=self.registry
+        )
+        self._explanation_s = Histogram(
+            "medqa_explanation_seconds",
+            "Time to the whole explanation, check and all",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        for name, text, value in (
+            ("medqa_waiting", "Questions and explanations that wait", lambda: service.num_waiting),
+            ("medqa_writing", "Explanations being written", lambda: service.num_writing),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(value)
+
+    async def answer(
+        self,
+        example: Example,
+        *,
+        explain: bool = False,
+        settings: ServeConfig | None = None,
+        client: Client = "api",
+        id: str | None = None,
+    ) -> Answer:
+        """Answer one question; see `Service.answer`."""
+        answer = None
+        async with contextlib.aclosing(
+            self._told(example, explain, settings, client, id, as_it_comes=False)
+        ) as parts:
+            async for part in parts:
+                if isinstance(part, Answer):
+                    answer = part
+        if answer is None:
+            raise AssertionError("a stream without an answer")
+        return answer
+
+    def stream(
+        self,
+        example: Example,
+        *,
+        explain: bool = True,
+        settings: ServeConfig | None = None,
+        client: Client = "page",
+        id: str | None = None,
+    ) -> AsyncIterator[Answer | str]:
+        """Answer one question as it comes; see `Service.stream`."""
+        return self._told(example, explain, settings, client, id, as_it_comes=True)
+
+    async def _told(
+        self,
+        example: Example,
+        explain: bool,
+        settings: ServeConfig | None,
+        client: Client,
+        id: str | None,
+        *,
+        as_it_comes: bool,
+    ) -> AsyncIterator[Answer | str]:
+        start = time.monotonic()
+        answer: Answer | None = None
+        pieces: list[str] = []
+        record = AuditRecord(
+            id=id or uuid.uuid4().hex,
+            client=client,
+            latency_ms=0.0,
+            example=example,
+            adapter_sha256=self.service.answerer.run.record["adapter_sha256"],
+            max_risk=(settings or self.defaults).max_risk,
+            explained=explain,
+        )
+        try:
+            async with contextlib.aclosing(
+                self.service.stream(example, explain=explain, settings=settings)
+            ) as parts:
+                async for part in parts:
+                    if isinstance(part, Answer):
+                        seconds = time.monotonic() - start
+                        first, answer = answer is None, part
+                        (self._letter_s if first else self._explanation_s).observe(seconds)
+                        if not first or not explain or as_it_comes:
+                            event = "answer" if first or not as_it_comes else "explanation"
+                            await self._record(dataclasses.replace(record, answer=part, event=event), seconds)
+                    else:
+                        pieces.append(part)
+                    yield part
+        except MedQAError as exc:
+            status, word = status_of(exc)
+            self._answers.labels(client, word).inc()
+            failed = dataclasses.replace(record, answer=answer, status=status, error=word)
+            with contextlib.suppress(AuditError):  # no answer goes out: what went wrong is told all the same
+                await self._record(failed, time.monotonic() - start)
+            raise
+        except (GeneratorExit, asyncio.CancelledError):
+            self._answers.labels(client, "left").inc()
+            if self._audit is not None and answer is not None and as_it_comes and pieces:
+                seen = dataclasses.replace(answer, explanation="".join(pieces), explanation_finished=False)
+                self._audit.write_now(
+                    dataclasses.replace(record, answer=seen, event="explanation", error="left")
+                )
+            raise
+        self._answers.labels(client, "abstained" if answer and answer.abstain else "answered").inc()
+
+    async def _record(self, record: AuditRecord, seconds: float) -> None:
+        if self._audit is not None:
+            await self._audit.write(dataclasses.replace(record, latency_ms=1000 * seconds))
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work while the client is there.
+
+    Raises:
+        HTTPException: 499, which nobody reads, if it has gone; the work is cancelled.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise HTTPException(499, "the client has gone")
+        return task.result()
+    finally:
+        task.cancel()
+        left.cancel()

@@ -1,0 +1,226 @@
+"""Many askers and one model: everyone gets the answer that one would get alone."""
+
+import asyncio
+import dataclasses
+import threading
+
+import pytest
+
+from medqa.config import ServeConfig
+from medqa.errors import BusyError, CalibrationError, DataError, DeviceError, TimeLimitError
+from medqa.model.generate import Written
+from medqa.records import Answer
+from medqa.serve import service as service_module
+from medqa.serve.answerer import Answerer
+from medqa.serve.service import Service
+from medqa.testing import make_examples
+
+EXAMPLES = make_examples(12)
+
+
+@pytest.fixture
+def serve(answerer):
+    """Make services, and close them."""
+    made = []
+
+    def make(of=answerer, **settings):
+        made.append(Service(of, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def ask(service, *examples, **how):
+    async def all_at_once():
+        return await asyncio.gather(*(service.answer(e, **how) for e in examples), return_exceptions=True)
+
+    return asyncio.run(all_at_once())
+
+
+def close_to(one, other):
+    """Rows of a pass round differently from one alone: the same answer up to that."""
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+    rounded = dict.fromkeys(("confidence", "probabilities"))
+    return dataclasses.replace(one, **rounded) == dataclasses.replace(other, **rounded)
+
+
+def test_together_they_get_what_each_would_get_alone(serve, answerer):
+    found = ask(serve(), *EXAMPLES, explain=True)
+    for example, one in zip(EXAMPLES, found, strict=True):
+        assert close_to(one, answerer.answer(example))
+        assert one.explanation
+        assert one.explanation_check["points_to"] in range(4)
+
+
+def test_who_waits_is_scored_in_one_pass(serve, answerer, monkeypatch):
+    passes, first, score = [], threading.Event(), service_module.score_orders
+
+    def slow(engine, examples, numbers):
+        passes.append(len(examples))
+        first.wait(5)
+        return score(engine, examples, numbers)
+
+    monkeypatch.setattr(service_module, "score_orders", slow)
+    service = serve()
+
+    async def one_then_many():
+        one = asyncio.ensure_future(service.answer(EXAMPLES[0]))
+        while not passes:
+            await asyncio.sleep(0.001)
+        many = [asyncio.ensure_future(service.answer(e, settings=ServeConfig(orders=o)))
+                for e in EXAMPLES for o in (1, 4)]  # fmt: skip
+        while service.num_waiting < len(many):
+            await asyncio.sleep(0.001)
+        first.set()
+        return await asyncio.gather(one, *many)
+
+    found = asyncio.run(one_then_many())
+    assert passes == [1, 2 * len(EXAMPLES)]
+    assert [one.num_orders for one in found[1:]] == [1, 4] * len(EXAMPLES)
+    assert close_to(found[2], answerer.answer(EXAMPLES[0], explain=False, settings=ServeConfig(orders=4)))
+
+
+def test_a_stream_is_the_letter_then_pieces_then_the_whole(serve, answerer):
+    service = serve()
+
+    async def parts():
+        return [part async for part in service.stream(EXAMPLES[0])]
+
+    first, *pieces, last = asyncio.run(parts())
+    assert isinstance(first, Answer)
+    assert first.explanation is None
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == last.explanation
+    assert last == dataclasses.replace(
+        first,
+        explanation=last.explanation,
+        explanation_finished=last.explanation_finished,
+        explanation_check=last.explanation_check,
+    )
+    assert close_to(last, answerer.answer(EXAMPLES[0]))
+
+
+def test_who_leaves_is_not_written_for(serve):
+    service = serve()
+    long = ServeConfig(max_explanation_tokens=500)
+
+    async def leave():
+        parts = service.stream(EXAMPLES[0], settings=long)
+        seen = [await anext(parts), await anext(parts)]
+        await parts.aclose()
+        while service.num_writing:
+            await asyncio.sleep(0.001)
+        return seen
+
+    assert isinstance(asyncio.run(leave())[1], str)
+    assert isinstance(ask(service, EXAMPLES[1], explain=True)[0], Answer)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(serve, monkeypatch):
+    held, score = threading.Event(), service_module.score_orders
+
+    def slow(*args):
+        held.wait(5)
+        return score(*args)
+
+    monkeypatch.setattr(service_module, "score_orders", slow)
+    service = serve(max_waiting=3)
+
+    async def crowd():
+        waiting = [asyncio.ensure_future(service.answer(e)) for e in EXAMPLES]
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        held.set()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    found = asyncio.run(crowd())
+    refused = [one for one in found if isinstance(one, BusyError)]
+    assert len(refused) >= len(EXAMPLES) - 3 - service_module.BATCH > -99
+    assert refused
+    assert all(one.retry_after_s > 0 for one in refused)
+    assert len(refused) + sum(isinstance(one, Answer) for one in found) == len(EXAMPLES)
+
+
+def test_what_takes_too_long_is_told_and_forgotten(serve):
+    service = serve(time_limit_s=0.2)
+    [error] = ask(service, EXAMPLES[0], explain=True, settings=ServeConfig(max_explanation_tokens=100_000))
+    assert isinstance(error, TimeLimitError)
+    assert "0.2 s" in str(error)
+    service.time_limit_s = 60
+    assert isinstance(ask(service, EXAMPLES[0])[0], Answer)
+    assert service.num_writing == 0
+
+
+def test_bad_questions_are_refused_before_they_wait(serve):
+    service = serve()
+    twice = dataclasses.replace(EXAMPLES[0], options=("a", "a"))
+    huge = dataclasses.replace(EXAMPLES[0], question="x" * 60_000)
+    long = dataclasses.replace(EXAMPLES[0], question="long " * 2000)
+    found = ask(service, twice, huge, long, EXAMPLES[0])
+    assert [type(one) for one in found] == [DataError, DataError, DataError, Answer]
+    assert "more than once" in str(found[0])
+    assert "60," in str(found[1])
+    assert "tokens" in str(found[2])
+    [error] = ask(service, EXAMPLES[0], settings=ServeConfig(orders=24))
+    assert isinstance(error, CalibrationError)
+
+
+@pytest.mark.parametrize("explain", [False, True])
+def test_a_failure_reaches_who_waits_and_the_next_is_served(serve, answerer, monkeypatch, explain):
+    service = serve()
+    broken = "score" if not explain else "begin"
+
+    def fail(*args, **kwargs):
+        raise DeviceError("memory ran out", "less")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(answerer.engine, broken, fail, raising=True)
+        found = ask(service, *EXAMPLES[:3], explain=explain)
+        assert [type(one) for one in found] == [DeviceError] * 3
+    assert all(isinstance(one, Answer) for one in ask(service, *EXAMPLES[:3], explain=explain))
+    assert service.ready
+
+
+def test_closing_finishes_what_there_is_and_takes_no_more(serve):
+    service = serve()
+
+    async def close_meanwhile():
+        waiting = [asyncio.ensure_future(service.answer(e, explain=True)) for e in EXAMPLES[:4]]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(asyncio.to_thread(service.close))
+        return await asyncio.gather(*waiting, return_exceptions=True), await closing
+
+    found, _ = asyncio.run(close_meanwhile())
+    assert all(isinstance(one, Answer | BusyError) for one in found)
+    assert not service.ready
+    [late] = ask(service, EXAMPLES[0])
+    assert isinstance(late, BusyError)
+    assert "shutting down" in str(late)
+
+
+class Elsewhere:
+    """An engine that is not on this machine: as the local one, but for how it is driven."""
+
+    has_base, way = False, "server"
+
+    def __init__(self, local):
+        self._local, self.closed = local, 0
+        self.renderer, self.max_length_tokens = local.renderer, local.max_length_tokens
+        self.score = local.score
+
+    def stream(self, prompt, max_new_tokens):
+        try:
+            yield from ("some ", "text")
+            yield Written("some text", True)
+        finally:
+            self.closed += 1
+
+
+def test_an_engine_elsewhere_is_asked_in_the_same_way(serve, answerer):
+    engine = Elsewhere(answerer.engine)
+    found = ask(serve(Answerer(engine, answerer.run)), *EXAMPLES[:5], explain=True)
+    assert {one.explanation for one in found} == {"some text"}
+    assert all(one.explanation_check["finished"] for one in found)
+    assert engine.closed == 5
