@@ -1,4 +1,4 @@
-"""A real model server for the tests: llama.cpp's own, as the package xllamacpp builds it, in a process of its own.
+"""A real model server for the tests: llama.cpp's own, as xllamacpp builds it, in a process of its own.
 
 Run as a program, it serves one GGUF file until it is ended: `python llama_cpp.py SETTINGS_AS_JSON`.
 """
@@ -140,8 +140,8 @@ def serve(settings):
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
-    signal.pause()
+    while server:
+        signal.pause()
 
 
 if __name__ == "__main__":

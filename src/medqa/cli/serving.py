@@ -13,22 +13,27 @@ __all__ = ["serve"]
 
 def serve(
     run: Run,
-    host: Annotated[str, typer.Option(help="Address to listen on; others than this machine's need a key.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than this machine's need a key.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 7860,
     api_key: Annotated[
-        str | None, typer.Option(help="Key that must be sent; better in MEDQA_API_KEY, which `ps` doesn't show.")
+        str | None,
+        typer.Option(help="Key that must be sent; better in MEDQA_API_KEY, which `ps` doesn't show."),
     ] = None,
     no_api_key: Annotated[
         bool, typer.Option("--no-api-key", help="Let everybody ask who reaches the port.")
     ] = False,
     audit_log: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Record each answer in this file; questions as hashes.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Record each answer in this file; questions as hashes."),
     ] = None,
     audit_text: Annotated[
         bool, typer.Option("--audit-text", help="Record questions and explanations as text, too.")
     ] = False,
     engine: Annotated[
-        str | None, typer.Option(metavar="openai:URL", help="Server that holds the model, instead of this process.")
+        str | None,
+        typer.Option(metavar="openai:URL", help="Server that holds the model, instead of this process."),
     ] = None,
     settings: Settings = None,
     trust: Trust = None,

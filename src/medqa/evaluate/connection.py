@@ -89,6 +89,8 @@ class Connection:
             # Whoever waits for a connection waits for other requests, which have limits of their own.
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s), pool=None),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            # Without TLS nothing is verified: reading the system's certificates takes a while.
+            verify=url.startswith("https:"),
         )
 
     def close(self) -> None:
@@ -145,7 +147,7 @@ class Connection:
             arguments: What to ask.
             task: Told of each answer.
         """
-        stop = threading.Event()
+        stop, patient = threading.Event(), True
         pool = concurrent.futures.ThreadPoolExecutor(min(self.concurrency, len(arguments)) or 1)
         try:
             places = {pool.submit(ask, one, stop): place for place, one in enumerate(arguments)}
@@ -154,9 +156,12 @@ class Connection:
                 found[places[future]] = future.result()
                 if task:
                     task.advance()
+        except KeyboardInterrupt:
+            patient = False
+            raise
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=patient, cancel_futures=True)
         return [found[place] for place in range(len(arguments))]
 
     def _tried(

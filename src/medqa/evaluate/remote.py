@@ -4,6 +4,7 @@ Prompts go as token ids, so that the server sees what the model was trained on, 
 log-probabilities are among those of the likeliest first tokens. Needs the run folder, not the base model.
 """
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -268,17 +269,28 @@ def load_remote(path: Path, engine: str, **settings: Any) -> RemoteEngine:
     """
     run, address = RunFolder.open(path), Address.parse(engine)
     renderer = load_run_renderer(run.adapter, run.record["prompt"])
-    remote = RemoteEngine(run, renderer, address, Connection(address.url, **settings))
+    with contextlib.ExitStack() as closing:
+        connection = Connection(address.url, **settings)
+        closing.callback(connection.close)
+        remote = RemoteEngine(run, renderer, address, connection)
+        canaries, reason = _known_questions(run, renderer)
+        if canaries:
+            remote.verify(canaries)
+        else:
+            log.warning(
+                "Not verified that %s has the model of %s: %s. `medqa calibrate %s` where that model is",
+                *(address.url, path, reason, path),
+            )
+        closing.pop_all()
+    return remote
+
+
+def _known_questions(run: RunFolder, renderer: PromptRenderer) -> tuple[tuple[Canary, ...], str]:
+    """Read them from the run's calibration; or say why there are none."""
     try:
         file = load_calibration(run, renderer)
-        reason = "the run is not calibrated" if file is None else "its calibration holds no known questions"
     except CalibrationError as exc:
-        file, reason = None, exc.message
-    if file is not None and file.canaries:
-        remote.verify(file.canaries)
-    else:
-        log.warning(
-            "Whether %s has the model of %s can't be verified: %s. `medqa calibrate %s`, where the model is",
-            *(address.url, path, reason, path),
-        )
-    return remote
+        return (), exc.message
+    if file is None:
+        return (), "the run is not calibrated"
+    return file.canaries, "its calibration is older than such questions"

@@ -72,6 +72,7 @@ class _Form:
         self.problems = {}
         with gr.Accordion("Paste a whole question", open=False, elem_id="paste"):
             self.pasted = gr.Textbox(
+                "",
                 label="Question with its options",
                 placeholder=_LAYOUT,
                 lines=6,
@@ -83,10 +84,11 @@ class _Form:
         with gr.Row(elem_id="examples"):
             _html(part("label", text="Try one:"))
             self.examples = [gr.Button(example.subject or example.id, size="sm") for example in examples()]
-        self.question = gr.Textbox(label="Question", lines=4, max_lines=16, elem_id="question")
+        self.question = gr.Textbox("", label="Question", lines=4, max_lines=16, elem_id="question")
         self.problems["question"] = _html(elem_id="problem-question")
         with gr.Accordion("Add context", open=False, elem_id="more") as self.fold:
             self.context = gr.Textbox(
+                "",
                 label="Context, such as an abstract that the question is about",
                 lines=3,
                 max_lines=16,
@@ -107,7 +109,7 @@ class _Form:
             for place, letter in enumerate(LETTERS):
                 with gr.Row(visible=place < NUM_OPTIONS, elem_classes="option") as row:
                     self.options.append(
-                        gr.Textbox(label=letter, lines=1, max_lines=1, elem_id=f"option-{letter}")
+                        gr.Textbox("", label=letter, lines=1, max_lines=1, elem_id=f"option-{letter}")
                     )
                     self.removes.append(gr.Button(f"Remove {letter}", size="sm", elem_classes="remove"))
                 self.rows.append(row)
@@ -227,7 +229,9 @@ def _connect(service: Answering, form: _Form, result: _Result) -> None:
         entries: Any,
         *options: str,
     ) -> AsyncIterator[Updates]:
-        filled = Form(question, options[:count], context, explain, alpha, risk or None)
+        # What is folded away and was never opened may come as None.
+        texts = [option or "" for option in options[:count]]
+        filled = Form(question or "", texts, context or "", explain, alpha, risk or None)
         async for shown in asking(service, filled, entries):
             yield _updates(shown, form, result)
 

@@ -4,6 +4,7 @@ Gradio's own start page names pictures on other servers and cannot be read witho
 on its way out. Of gradio's many addresses only those that the page uses are open.
 """
 
+import contextlib
 import functools
 import importlib.resources
 import re
@@ -69,10 +70,19 @@ def mount_page(app: fastapi.FastAPI, blocks: gr.Blocks) -> None:
         max_file_size=1,
         mcp_server=False,
     )
+    _get_ready()
     route = app.router.routes[-1]
     if not isinstance(route, Mount):
         raise AssertionError("gradio mounts its application last")
     route.app = _Page(route.app)
+
+
+def _get_ready() -> None:
+    """Load what gradio loads with its first event, or the first visitor would wait for it."""
+    with contextlib.suppress(ImportError):
+        import matplotlib
+
+        matplotlib.use("agg")
 
 
 class _Page:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gradio
 import uvicorn
 
 from medqa.errors import RunError
+from medqa.records import Example
 from medqa.serve.about import about
 from medqa.serve.access import Gate, check_binding
 from medqa.serve.answerer import Answerer
@@ -18,11 +18,14 @@ from medqa.serve.api import build_api
 from medqa.serve.audit import AuditLog
 from medqa.serve.desk import Desk
 from medqa.serve.page import build_page
+from medqa.serve.page_mount import mount_page
 from medqa.serve.service import CLOSE_S, Service
 
 __all__ = ["Access", "build_app", "serve"]
 
 log = logging.getLogger(__name__)
+
+_FIRST = Example("Which organ makes insulin?", ("Liver", "Spleen", "Pancreas", "Kidney"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ def build_app(desk: Desk, access: Access) -> Any:
     """Build the whole application: API and page behind the gate."""
     app = build_api(desk)
     page = build_page(desk, about(desk.service.answerer.run))
-    app = gradio.mount_gradio_app(app, page, path="/", show_error=False)
+    mount_page(app, page)
     return Gate(app, host=access.host, api_key=access.api_key)
 
 
@@ -74,7 +77,10 @@ def serve(
     port = sockets[0].getsockname()[1]
     audit = AuditLog(access.audit_log, with_text=access.audit_text) if access.audit_log else None
     try:
-        service = Service(load())
+        answerer = load()
+        # The first answer takes the longest: it is given before anybody waits for it.
+        answerer.answer(_FIRST, settings=answerer.defaults.model_copy(update={"max_explanation_tokens": 8}))
+        service = Service(answerer)
         try:
             config = uvicorn.Config(
                 build_app(Desk(service, audit), access),
