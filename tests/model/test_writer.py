@@ -5,6 +5,7 @@ import torch
 
 from medqa.config import LoraConfig, ModelConfig
 from medqa.hardware.device import choose_device
+from medqa.model import packed_writer
 from medqa.model.decoder import PackedDecoder
 from medqa.model.generate import write_explanations
 from medqa.model.load import find_base, load_model, load_renderer
@@ -111,6 +112,23 @@ def test_pieces_add_up_to_the_text_and_never_split_a_character(parts):
     assert not any("\ufffd" in piece for piece in pieces)
     assert "" in pieces
     assert writing.written().text == text.strip()
+
+
+def test_steps_over_all_slots_as_graphs_need_them_write_the_same(parts, prompts, expected, monkeypatch):
+    monkeypatch.setattr(packed_writer, "has_graphs", lambda device: True)
+    captured = []
+
+    def capture(device, work):
+        captured.append(work)
+        for _ in range(3):  # a capture runs it beforehand
+            work()
+        return work
+
+    monkeypatch.setattr(packed_writer, "capture", capture)
+    writings = [Writing(parts[1], prompt, LIMIT) for prompt in prompts]
+    drain(make_writer("packed", parts), writings)
+    assert [w.written() for w in writings] == expected
+    assert len(captured) == 2  # short texts, and longer ones
 
 
 def test_a_text_without_room_is_empty_and_not_finished(parts, prompts):

@@ -249,6 +249,11 @@ def test_host_must_be_there_once():
             {"Origin": "https://medqa.example", "Sec-Fetch-Site": "same-origin"},
             200,
         ),  # behind a proxy with TLS
+        (
+            {"Origin": "https://medqa.example", "X-Forwarded-Host": "medqa.example"},
+            200,
+        ),  # the same, an old browser
+        ({"Origin": "https://evil.example", "X-Forwarded-Host": "medqa.example"}, 403),
         ({"Sec-Fetch-Site": "none"}, 200),
         ({"Origin": "http://localhost:7860", "Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),

@@ -603,7 +603,7 @@ def _kill_in_a_process_of_its_own(folder, ending, num_kills):
 
 
 def test_killed_anywhere_no_row_is_lost_or_doubled(tmp_path):
-    _kill_in_a_process_of_its_own(tmp_path, ".csv", 10)
+    _kill_in_a_process_of_its_own(tmp_path, ".csv", 6)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ def command(run, source, target, *more, start=(sys.executable, "-m")):
 def test_the_rows_are_what_the_answerer_says(calibrated_run, source, whole):
     rows = [json.loads(line) for line in whole.read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(1, NUM_ROWS + 1))
-    assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in source.open()]
+    assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in source.read_text().splitlines()]
     answerer = Answerer.load(calibrated_run)
     for row, example in list(zip(rows, make_examples(NUM_ROWS), strict=True))[::60]:
         answer = answerer.answer(example, explain=False)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["answer"]
 
-# Rows that are answered and kept at once, which is what a kill can cost. The built-in model on two cores takes
-# some 15 s for as many, and some minutes for those with an explanation.
+# Rows that are answered and kept at once, which is what a kill can cost: with the built-in model on two cores
+# some 15 s, and a minute or two with explanations.
 ROWS_CPU, ROWS_ACCELERATOR = 64, 4096
 EXPLAINED_ROWS_CPU, EXPLAINED_ROWS_ACCELERATOR = 16, 256
 

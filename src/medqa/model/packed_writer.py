@@ -58,7 +58,8 @@ class PackedWriter:
         self._keys = [torch.zeros(num_slots, G, self.length, E, **where) for _ in range(blocks)]
         self._values = [torch.zeros(num_slots, G, self.length, E, **where) for _ in range(blocks)]
         self._num_slots, self._graphs = num_slots, has_graphs(device)
-        # What a captured step reads and writes, always in the same place.
+        # What a captured step reads and writes, always in the same place, and for as long as it is there.
+        self._slot_S = torch.arange(num_slots, device=weight.device)
         self._token_S, self._place_S, self._next_S = (
             torch.zeros(num_slots, dtype=torch.int64, device=weight.device) for _ in range(3)
         )
@@ -144,10 +145,8 @@ class PackedWriter:
 
     def _captured(self, view: int) -> Callable[[], None]:
         if view not in self._steps:
-            slot_S = torch.arange(self._num_slots, device=self._token_S.device)
-
             def work() -> None:
-                self._next_S.copy_(self._next(slot_S, self._token_S, self._place_S, view))
+                self._next_S.copy_(self._next(self._slot_S, self._token_S, self._place_S, view))
 
             # Runs before the capture write to the very places that the step itself writes to.
             self._steps[view] = capture(self._device, work)

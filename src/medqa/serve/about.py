@@ -17,7 +17,7 @@ from medqa.evaluate.report import REPORT_VERSION
 from medqa.files import read_json
 from medqa.runs import RunFolder
 
-__all__ = ["About", "Fact", "Figure", "about"]
+__all__ = ["NEVER_MEASURED", "About", "Fact", "Figure", "about"]
 
 MIN_SUBJECT_ROWS = 30
 """Questions of a subject below which its share of right answers says little."""
@@ -25,8 +25,8 @@ NUM_WEAK = 3
 SHOWN_RISK = 0.3
 
 NEVER_MEASURED = (
-    "Never measured: real cases and patients, other exams than the one named below, what a wrong answer does, "
-    "and whether some groups of patients fare worse."
+    "Never measured: real cases and patients, other exams than the one named below, what a wrong answer does "
+    "to anyone, and whether some groups of patients fare worse."
 )
 
 _log = logging.getLogger(__name__)

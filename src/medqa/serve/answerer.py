@@ -28,6 +28,8 @@ __all__ = ["Answerer"]
 
 # A text of this many characters is no exam question; reading it would hold up everyone else.
 MAX_CHARACTERS = 50_000
+# Ways to answer that are remembered as possible; they come from strangers.
+MAX_PROMISED = 1000
 
 # Taken to find the fastest way through the model.
 _SOME = Example("Which organ makes insulin?", ("Liver", "Spleen", "Pancreas", "Kidney"))
@@ -56,6 +58,7 @@ class Answerer:
         self.defaults = run.config.serve
         self.model = f"{run.record['base_model']['name']} + {run.path.name}"
         self._calibrations = load_calibration(run, engine.renderer)
+        self._promised: set[tuple[int, float, float | None]] = set()  # what it was found calibrated for
 
     @classmethod
     def load(
@@ -174,9 +177,13 @@ class Answerer:
         """
         if example is not None and (problem := _problem(example)):
             raise problem
-        calibration = self._calibration(settings)
-        if calibration is not None:
-            calibration.judge([0.0, 0.0], alpha=settings.alpha, max_risk=settings.max_risk)
+        promised = (settings.orders, settings.alpha, settings.max_risk)
+        if promised not in self._promised:
+            calibration = self._calibration(settings)
+            if calibration is not None:
+                calibration.judge([0.0, 0.0], alpha=settings.alpha, max_risk=settings.max_risk)
+            if len(self._promised) < MAX_PROMISED:
+                self._promised.add(promised)
 
     def judge(self, example: Example, found: OrderedPrediction, settings: ServeConfig) -> Answer:
         """Make an answer, without an explanation, of a question's scores.

@@ -158,8 +158,10 @@ def is_same_site(scope: Scope) -> bool:
         return True
     if site := header(scope, b"sec-fetch-site"):
         return site in (b"same-origin", b"none")
-    origin, host = header(scope, b"origin").lower(), header(scope, b"host").lower()
-    return not origin or origin in (b"http://" + host, b"https://" + host)
+    origin = header(scope, b"origin").lower()
+    # A proxy may have put its own name for us into Host. Another site's page can't send this header unasked.
+    names = [header(scope, name).lower() for name in (b"host", b"x-forwarded-host")]
+    return not origin or origin in [scheme + name for scheme in (b"http://", b"https://") for name in names]
 
 
 def is_loopback(host: str) -> bool:

@@ -42,7 +42,8 @@ def build_page(service: Answering, about: About) -> gr.Blocks:
         service: Answers the questions of all visitors.
         about: What is known of the model.
     """
-    with gr.Blocks(title="MedQA", analytics_enabled=False) as blocks:
+    blocks = gr.Blocks(title="MedQA", analytics_enabled=False)
+    with blocks:
         _html(part("head"), "head")
         with gr.Row(elem_id="columns", equal_height=False):
             with gr.Column(elem_id="form", min_width=300):
@@ -131,9 +132,10 @@ class _Form:
             )
             risks = sorted({*RISKS, *([defaults.max_risk] if defaults.max_risk else [])}, reverse=True)
             self.risk = gr.Radio(
-                [("always answer", 0.0), *((f"{100 * risk:g} of 100", risk) for risk in risks)],
+                [("any number", 0.0), *((f"{100 * risk:g} of 100", risk) for risk in risks)],
                 value=defaults.max_risk or 0.0,
-                label="Answers that may be wrong, or it says \u201cnot sure\u201d",
+                label="Of the answers it gives, there may be wrong",
+                info="Where it can't keep to that, it says \u201cnot sure\u201d.",
                 visible=service.calibrated,
                 elem_id="risk",
             )

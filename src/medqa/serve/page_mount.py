@@ -5,8 +5,6 @@ on its way out. Of gradio's many addresses only those that the page uses are ope
 """
 
 import contextlib
-import functools
-import importlib.resources
 import re
 
 import fastapi
@@ -14,11 +12,12 @@ import gradio as gr
 from starlette.routing import Mount
 
 from medqa.serve.incoming import App, Message, Receive, Scope, Send
+from medqa.serve.page_parts import start_page
 
-__all__ = ["mount_page", "page_html"]
+__all__ = ["mount_page"]
 
 _OPEN = re.compile(
-    r"/(?:(?:assets|static)/.+|theme\.css|config/?|gradio_api/(?:heartbeat/\w+|queue/(?:join|data)|cancel|reset)/?)?"
+    r"/(?:(?:assets|static)/.+|theme\.css|gradio_api/(?:heartbeat/\w+|queue/(?:join|data)|cancel|reset)/?)?"
 )
 """The page itself, its scripts and styles, and the events."""
 
@@ -33,19 +32,6 @@ _SANS = (
     "sans-serif",
 )
 _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
-
-_FOREIGN = re.compile(
-    r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="(?:manifest|icon|preconnect)"[^>]*>'
-)
-_BODY = re.compile(r"<body[^>]*>")
-_ICON = (
-    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
-    "%3Crect width='32' height='32' rx='7' fill='%230b5f6b'/%3E"
-    "%3Cpath d='M13 6h6v7h7v6h-7v7h-6v-7H6v-6h7z' fill='white'/%3E%3C/svg%3E"
-)
-_NO_SCRIPT = (
-    "<noscript><p>This page needs JavaScript. Or ask on the command line: medqa ask RUN</p></noscript>"
-)
 
 
 def mount_page(app: fastapi.FastAPI, blocks: gr.Blocks) -> None:
@@ -119,7 +105,7 @@ def _tidied(send: Send) -> Send:
         body.extend(message.get("body", b""))
         if message.get("more_body"):
             return
-        text = page_html(body.decode()).encode() if body else b""
+        text = start_page(body.decode()).encode() if body else b""
         kept = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
         length = str(len(text)).encode()
         await send(
@@ -128,19 +114,3 @@ def _tidied(send: Send) -> Send:
         await send({"type": "http.response.body", "body": text})
 
     return tidied
-
-
-def page_html(text: str) -> str:
-    """Tidy gradio's start page: nothing of other servers, and our title, style and script.
-
-    The style is here and not with gradio's, which comes by script: so nothing jumps.
-    """
-    text = _FOREIGN.sub("", text).replace("</head>", f"{_head()}</head>", 1)
-    return _BODY.sub(lambda found: found[0] + _NO_SCRIPT, text, count=1)
-
-
-@functools.cache
-def _head() -> str:
-    files = importlib.resources.files("medqa.serve")
-    css, js = ((files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return f'<title>MedQA</title><link rel="icon" href="{_ICON}"><style>{css}</style><script>{js}</script>'

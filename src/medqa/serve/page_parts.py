@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,9 +30,23 @@ __all__ = [
     "part",
     "problem_part",
     "reason_part",
+    "start_page",
 ]
 
 SHORT_QUESTION = 90
+
+_FOREIGN = re.compile(
+    r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="(?:manifest|icon|preconnect)"[^>]*>'
+)
+_BODY = re.compile(r"<body[^>]*>")
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'%3E"
+    "%3Crect width='32' height='32' rx='7' fill='%230b5f6b'/%3E"
+    "%3Cpath d='M13 6h6v7h7v6h-7v7h-6v-7H6v-6h7z' fill='white'/%3E%3C/svg%3E"
+)
+_NO_SCRIPT = (
+    "<noscript><p>This page needs JavaScript. Or ask on the command line: medqa ask RUN</p></noscript>"
+)
 
 State = Literal["writing", "stopped", "done"]
 Plain = Literal["head", "start", "asking", "stopped", "failed", "notes", "label", "hint", "status"]
@@ -126,3 +141,19 @@ def _commands(text: str) -> Markup:
     """Set what stands between backticks as code."""
     pieces = str(escape(text)).split("`")
     return Markup("".join(f"<code>{p}</code>" if place % 2 else p for place, p in enumerate(pieces)))
+
+
+def start_page(text: str) -> str:
+    """Tidy gradio's start page: nothing of other servers, and our title, style and script.
+
+    The style is here and not with gradio's, which comes by script: so nothing jumps.
+    """
+    text = _FOREIGN.sub("", text).replace("</head>", f"{_own_head()}</head>", 1)
+    return _BODY.sub(lambda found: found[0] + _NO_SCRIPT, text, count=1)
+
+
+@functools.cache
+def _own_head() -> str:
+    files = importlib.resources.files("medqa.serve")
+    css, js = ((files / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return f'<title>MedQA</title><link rel="icon" href="{_ICON}"><style>{css}</style><script>{js}</script>'
