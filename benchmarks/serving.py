@@ -241,7 +241,7 @@ def main():
         ):
             results[name] = measure()
             print(name, json.dumps(results[name]), flush=True)
-        results["metrics"] = caller.get("/metrics")[1].decode()
+        results["metrics"] = Caller(port).get("/metrics")[1].decode()
     finally:
         server.terminate()
         server.wait(60)

@@ -311,7 +311,7 @@ def test_the_time_grows_with_the_text_and_not_faster(unit, monkeypatch):
         return follow(marks, text)
 
     monkeypatch.setattr(exam_marks, "_run", counted)
-    text = unit * (exam.MAX_CHARACTERS // len(unit))
+    text = unit * (exam.MAX_CHARACTERS // 4 // len(unit))
     with pytest.raises(DataError):
         split_exam(text)
     assert sum(seen) <= 2 * len(text)

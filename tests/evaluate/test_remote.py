@@ -1,5 +1,6 @@
 """The remote engine against a small server that answers in each layout, and misbehaves in many ways."""
 
+import dataclasses
 import email.utils
 import json
 import logging
@@ -13,10 +14,11 @@ import pytest
 from fake_server import fake_server
 
 from medqa.errors import EngineError, ModelError
-from medqa.evaluate.canaries import compare_canaries, score_canaries
+from medqa.evaluate import remote
+from medqa.evaluate.canaries import MAX_DIFFERENCE, compare_canaries, score_canaries
 from medqa.evaluate.connection import KEY_VARIABLE, Connection
 from medqa.evaluate.protocol import Address
-from medqa.evaluate.remote import MAX_DIFFERENCE, RemoteEngine, load_remote
+from medqa.evaluate.remote import RemoteEngine, load_remote
 from medqa.evaluate.score import Item, make_items
 from medqa.files import file_sha256, write_json
 from medqa.model.load import load_run_renderer
@@ -441,29 +443,51 @@ def test_closing_a_stream_hangs_up(server, connect):
     assert gone.wait(5)
 
 
-def test_a_server_with_another_model_is_refused(server, connect, renderer):
-    engine = connect(length=4000)
-    canaries = score_canaries(engine)
-    assert len(canaries) == 16
+def reversed_letters(canaries):
+    """What another model might have given."""
+    return [dataclasses.replace(c, log_likelihoods=c.log_likelihoods[::-1]) for c in canaries]
+
+
+@pytest.fixture
+def canaries(server, connect):
+    """Known questions, as the tuned model gives them; the base model finds all options equal."""
+    server.models = [{"id": "tuned"}, {"id": "base"}]
+    engine = connect("#tuned,base", length=4000)
+    found = score_canaries(engine)
+    assert {body["model"] for body in server.asked} == {"tuned", "base"}
+    assert len(found) == 16
+    return [dataclasses.replace(c, base_log_likelihoods=(-1.5,) * len(c.log_likelihoods)) for c in found]
+
+
+def test_a_server_with_another_model_is_refused(server, connect, canaries):
+    engine = connect("#tuned", length=4000)
     found = engine.verify(canaries)
-    assert found == {"num_questions": 16, "max_difference": 0, "mean_difference": 0, "num_other_letters": 0}
+    assert found["mean_difference_to_base"] > 0.05
+    assert (found["num_questions"], found["max_difference"], found["mean_difference"]) == (16, 0, 0)
+    assert found["num_other_letters"] == 0
     assert engine.device_record()["verified"] == found
-    other = [Canary(c.example, c.log_likelihoods[::-1]) for c in canaries]
-    largest = max(
-        abs(a - b) for c in canaries for a, b in zip(c.probabilities, c.probabilities[::-1], strict=True)
-    )
-    assert largest > MAX_DIFFERENCE
-    with pytest.raises(
-        EngineError, match=r"is not the model of .*differ by up to .* 16 letters differ"
-    ) as error:
-        engine.verify(other)
-    assert f"up to {largest:.3g}" in error.value.message
-    # Small differences, such as those of half precision, are none.
-    close = [Canary(c.example, tuple(value + 0.01 for value in c.log_likelihoods)) for c in canaries]
-    assert compare_canaries(engine, close)["max_difference"] == pytest.approx(0, abs=1e-12)
+    other = compare_canaries(engine, reversed_letters(canaries))
+    assert other["max_difference"] > MAX_DIFFERENCE
+    with pytest.raises(EngineError, match=r"is not the model of .*, \d+ letters differ") as error:
+        engine.verify(reversed_letters(canaries))
+    assert f"up to {other['max_difference']:.3g}" in error.value.message
+    assert f"{other['num_other_letters']} letters" in error.value.message
     engine.max_length_tokens = 10
     with pytest.raises(EngineError, match="too few for any known question"):
         engine.verify(canaries)
+
+
+def test_small_differences_are_those_of_precision_unless_the_base_is_nearer(server, connect, canaries):
+    engine, likelihoods = connect("#tuned", length=4000), server.likelihoods
+    server.likelihoods = lambda prompt: [value * 1.01 for value in likelihoods(prompt)]
+    found = engine.verify(canaries)
+    assert 0 < found["max_difference"] < MAX_DIFFERENCE
+    faint = [
+        dataclasses.replace(c, base_log_likelihoods=tuple(1.008 * value for value in c.log_likelihoods))
+        for c in canaries
+    ]
+    with pytest.raises(EngineError, match=r"is not the model of .*the base model is nearer \(mean"):
+        engine.verify(faint)
 
 
 @pytest.fixture
@@ -501,43 +525,53 @@ def test_a_run_folder_is_all_that_is_needed(server, run, renderer, items, caplog
         load_run_renderer(run.adapter, run.record["prompt"])
 
 
-def test_known_questions_in_the_calibration_are_asked_at_the_start(server, run, monkeypatch):
-    from medqa.evaluate import remote
-
+def test_known_questions_in_the_calibration_are_asked_at_the_start(
+    server, run, canaries, monkeypatch, caplog
+):
     class File:
         canaries = ()
 
     monkeypatch.setattr(remote, "load_calibration", lambda run, renderer: File)
-    engine = load_remote(run.path, f"openai:{server.url}")
-    assert engine.verified is None
-    engine.max_length_tokens = 4000
-    File.canaries = score_canaries(engine)
-    engine.close()
+    address = f"openai:{server.url}#tuned"
     run.record["base_model"]["max_length_tokens"] = 4000
     run.save()
-    engine = load_remote(run.path, f"openai:{server.url}")
+    engine = load_remote(run.path, address)
+    assert engine.verified is None
+    assert "its calibration is older than such questions" in caplog.text
+    engine.close()
+    File.canaries = tuple(canaries)
+    engine = load_remote(run.path, address)
     assert engine.verified["max_difference"] == 0
     engine.close()
-    File.canaries = [Canary(c.example, c.log_likelihoods[::-1]) for c in File.canaries]
+    File.canaries = tuple(reversed_letters(canaries))
     with pytest.raises(EngineError, match="is not the model of"):
-        load_remote(run.path, f"openai:{server.url}")
+        load_remote(run.path, address)
 
 
 DAMAGES = {
     "no list": lambda c: None,
     "no question": lambda c: [{**c, "question": ""}],
     "a value too few": lambda c: [{**c, "log_likelihoods": c["log_likelihoods"][1:]}],
+    "no base": lambda c: [{**c, "base_log_likelihoods": []}],
     "text": lambda c: [{**c, "log_likelihoods": ["x"] * len(c["options"])}],
-    "no number": lambda c: [{**c, "log_likelihoods": [math.nan] * len(c["options"])}],
+    "no number": lambda c: [{**c, "base_log_likelihoods": [math.nan] * len(c["options"])}],
     "no options": lambda c: [{**c, "options": 3}],
 }
 
 
+def test_known_questions_are_read_back_as_written():
+    canary = Canary(make_examples(1)[0], (-1.0, -2.0, -3.0, -4.0), (-2.0,) * 4)
+    found = Canary.from_json(json.loads(json.dumps(canary.to_json())))
+    assert found.log_likelihoods == canary.log_likelihoods
+    assert found.base_log_likelihoods == canary.base_log_likelihoods
+    assert (found.example.question, found.example.options) == (
+        canary.example.question,
+        canary.example.options,
+    )
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_known_questions_are_refused(damage):
-    example = make_examples(1)[0]
-    whole = json.loads(json.dumps(Canary(example, (-1.0, -2.0, -3.0, -4.0)).to_json()))
-    assert Canary.from_json(whole).log_likelihoods == (-1.0, -2.0, -3.0, -4.0)
-    assert Canary.from_json(whole).choice == 0
+    whole = Canary(make_examples(1)[0], (-1.0, -2.0, -3.0, -4.0), (-2.0,) * 4).to_json()
     with pytest.raises((ValueError, KeyError, TypeError)):
         [Canary.from_json(canary) for canary in damage(whole)]

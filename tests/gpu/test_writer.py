@@ -5,6 +5,7 @@ import torch
 
 from medqa.config import LoraConfig, ModelConfig
 from medqa.hardware.device import choose_device
+from medqa.model.captured import CapturedReader
 from medqa.model.decoder import PackedDecoder
 from medqa.model.load import find_base, load_model, load_renderer
 from medqa.model.lora import attach_adapter, trainable_parameters
@@ -38,3 +39,24 @@ def test_captured_steps_write_what_the_plain_pass_writes(tiny_model, dtype):
     if dtype == "fp32":
         assert ways[0] == ways[1]
     assert choose_writer(decoder, device, renderer, prompts[:3], 1024) is not None
+
+
+def test_captured_passes_read_what_the_decoder_reads(tiny_model):
+    config = ModelConfig(name=str(tiny_model), dtype="bf16")
+    base, device = find_base(config), choose_device(config)
+    model = attach_adapter(load_model(base, device), LoraConfig(rank=4), seed=0).eval()
+    with torch.no_grad():
+        for _, p in trainable_parameters(model):
+            p.normal_(std=0.2)
+    decoder = PackedDecoder(model)
+    reader = CapturedReader(decoder, device)
+    if decoder.kernel != "varlen":
+        pytest.skip(f"no pass can be captured: {decoder.kernel_reason}")
+    assert reader.num_captured
+    for lengths in ((90,), (128, 1), (40,) * 64, (1000, 1000, 1000)):
+        rows = [[(7 * n + place) % 250 for place in range(length)] for n, length in enumerate(lengths)]
+        spans = [(len(row) - 1, len(row)) for row in rows]
+        with torch.no_grad():
+            for _ in range(2):
+                found, expected = (way.read(rows, spans).float() for way in (reader, decoder))
+                assert (found - expected).norm() < 0.02 * expected.norm()

@@ -1,6 +1,6 @@
 """A server with the page and a service that answers slowly without a model, for tests and pictures.
 
-`python tests/serve/page_server.py PORT` serves it until it is stopped.
+`cd tests && python -m serve.page_server PORT` serves it until it is stopped.
 """
 
 import contextlib
@@ -9,24 +9,18 @@ import threading
 
 import fastapi
 import uvicorn
-from slow_service import ABOUT, SlowService
 
-from medqa.serve.access import CONTENT_SECURITY_POLICY
+from medqa.serve.access import Gate
 from medqa.serve.page import build_page
 from medqa.serve.page_mount import mount_page
+from serve.slow_service import ABOUT, SlowService
 
 
 def make_app(service, about=ABOUT):
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.middleware("http")
-    async def policy(request, call_next):
-        response = await call_next(request)
-        response.headers["content-security-policy"] = CONTENT_SECURITY_POLICY
-        return response
-
     mount_page(app, build_page(service, about))
-    return app
+    return Gate(app, host="127.0.0.1")  # with the headers that visitors get
 
 
 @contextlib.contextmanager

@@ -65,7 +65,11 @@ def test_an_answer_has_every_field_and_its_request_id(client, served):
     assert reply["id"] == response.headers["x-request-id"]
     assert response.headers["content-security-policy"]
     last = json.loads(served[2].read_text().splitlines()[-1])
-    assert (last["id"], last["letter"], last["question"]) == (reply["id"], reply["letter"], QUESTION["question"])
+    assert (last["id"], last["letter"], last["question"]) == (
+        reply["id"],
+        reply["letter"],
+        QUESTION["question"],
+    )
 
 
 def test_without_explanation_it_is_quick_and_says_none(client):
@@ -175,7 +179,10 @@ def test_other_paths_methods_and_types(client):
 
 
 def test_control_tokens_and_markup_stay_where_they_are(client, answerer):
-    asked = {"question": f"Which? {CONTROL_TOKENS} <script>alert(1)</script>", "options": [CONTROL_TOKENS, "b"]}
+    asked = {
+        "question": f"Which? {CONTROL_TOKENS} <script>alert(1)</script>",
+        "options": [CONTROL_TOKENS, "b"],
+    }
     reply = client.post("/v1/answer", json={**asked, "explain": True}).json()
     assert reply["letter"] in "AB"
     assert reply["option"] in asked["options"]

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import threading
+import time
 
 import pytest
 
@@ -149,6 +150,10 @@ def test_what_takes_too_long_is_told_and_forgotten(serve):
     assert "0.2 s" in str(error)
     service.time_limit_s = 60
     assert isinstance(ask(service, EXAMPLES[0])[0], Answer)
+    for _ in range(500):
+        if not service.num_writing:
+            break
+        time.sleep(0.01)
     assert service.num_writing == 0
 
 

@@ -20,7 +20,7 @@ __all__ = ["answer"]
 # Rows that are answered and kept at once, which is what a kill can cost: with the built-in model on two cores
 # some 15 s, and a minute or two with explanations.
 ROWS_CPU, ROWS_ACCELERATOR = 64, 4096
-EXPLAINED_ROWS_CPU, EXPLAINED_ROWS_ACCELERATOR = 16, 256
+EXPLAINED_ROWS_CPU, EXPLAINED_ROWS_ACCELERATOR = 8, 256
 
 
 def answer(
@@ -78,7 +78,7 @@ def answer(
         source,
         target,
         lambda: _load(run, engine, trust, serve, explain=explain),
-        chunk_rows=_chunk_rows(folder, engine, serve.orders, explain=explain),
+        chunk_rows=lambda: _chunk_rows(folder, engine, serve.orders, explain=explain),
         settings=_what_decides(folder, engine, serve, explain=explain),
         mapping=columns,
         rank=rank,
@@ -172,7 +172,7 @@ def _print_summary(found: Mapping[str, Any]) -> None:
     sure = f", {found['abstained']:,} of them not sure enough" if found["abstained"] else ""
     print(f"Answered  {found['answered']:,} of {found['rows']:,} rows{sure}")
     if num_errors:
-        print(f"Errors    {num_errors:,} rows, kept in their places, with the reason in `error`:")
+        print(f"Errors    {num_errors:,} row{'s' * (num_errors > 1)}, kept with the reason in `error`:")
         place = "row" if Path(found["source"]).suffix.lower() == ".parquet" else "line"
         for error in sorted(found["errors"], key=lambda one: -one["count"]):
             places = ", ".join(map(str, error["lines"])) + ", ..." * (error["count"] > len(error["lines"]))
@@ -180,5 +180,5 @@ def _print_summary(found: Mapping[str, Any]) -> None:
     for name, new in found["renamed_columns"].items():
         print(f"Column    the file's own {name!r} is called {new!r}")
     if found["rows_per_second"]:
-        print(f"Rate      {found['rows_per_second']:,.1f} rows/s")
+        print(f"Rate      {found['rows_per_second']:,} rows/s")
     print(f"Answers   {found['target']}")

@@ -62,7 +62,7 @@ def serve(
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         import gradio  # noqa: F401
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
         raise DependencyError(
             f"serving needs the package {exc.name}", 'pip install "medqa[serve]", or make quickstart once'
         ) from exc

@@ -4,10 +4,12 @@ Whatever is measured, calibrated or answered goes through an `Engine`, and does 
 """
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from medqa.evaluate.score import Item, choose_decoder, default_batch_tokens, score_items
+from medqa.evaluate.score import Item, choose_decoder, default_batch_tokens, make_items, score_items
+from medqa.model.captured import CapturedReader
 from medqa.model.decoder import PackedDecoder
 from medqa.model.generate import Written, write_explanations
 from medqa.model.packed_writer import PackedWriter, choose_writer
@@ -18,6 +20,8 @@ from medqa.prompts import PromptRenderer
 from medqa.records import Example, Prediction
 
 __all__ = ["Engine", "LocalEngine"]
+
+log = logging.getLogger(__name__)
 
 # The packed writer is tried with these before it is used.
 _TRIED = (
@@ -80,6 +84,7 @@ class LocalEngine:
         self.tuned = tuned
         self.decoder = decoder or tuned.decoder
         self.batch_tokens = batch_tokens or default_batch_tokens(tuned.device)
+        self._reader: CapturedReader | None = None
 
     @classmethod
     def fastest(
@@ -123,9 +128,19 @@ class LocalEngine:
             max_length_tokens=self.max_length_tokens,
             batch_tokens=self.batch_tokens,
             adapted=adapted,
-            decoder=self.decoder,
+            decoder=self._reader or self.decoder,
             task=task,
         )
+
+    def warm_up(self) -> None:
+        """Get ready to answer a few questions at a time, at once: capture passes, try the writer."""
+        if self.decoder is not None:
+            self._reader = CapturedReader(self.decoder, self.tuned.device)
+            if self._reader.num_captured:
+                log.info("Passes are captured for %d numbers of tokens", self._reader.num_captured)
+        # The first time takes the longest.
+        self.score(make_items(self.renderer, _TRIED, "medqa"))
+        self.write([self.renderer.answer_ids(example, 0) for example in _TRIED], 2)
 
     def write(
         self, prompts: Sequence[list[int]], max_new_tokens: int, *, task: Task | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 from medqa.errors import CalibrationError, EngineError
 from medqa.evaluate.calibrate import load_calibration
-from medqa.evaluate.canaries import compare_canaries
+from medqa.evaluate.canaries import verify_canaries
 from medqa.evaluate.connection import Connection
 from medqa.evaluate.letters import NUM_TOP, LetterReader
 from medqa.evaluate.protocol import (
@@ -34,12 +34,9 @@ from medqa.records import LETTERS, Prediction
 from medqa.runs import RunFolder
 from medqa.trust.store import Canary
 
-__all__ = ["MAX_DIFFERENCE", "RemoteEngine", "load_remote"]
+__all__ = ["RemoteEngine", "load_remote"]
 
 log = logging.getLogger(__name__)
-
-# Largest difference in an option's probability on the known questions; docs/scale.md says what was measured.
-MAX_DIFFERENCE = 0.1
 
 
 class RemoteEngine:
@@ -228,31 +225,10 @@ class RemoteEngine:
         }
 
     def verify(self, canaries: Sequence[Canary]) -> dict[str, Any]:
-        """Ask questions whose answers are known, and compare: is it the model of this run?
-
-        Args:
-            canaries: From the run's calibration.
-
-        Returns:
-            What was found; kept in `verified` too.
-
-        Raises:
-            EngineError: If an option's probability differs by more than `MAX_DIFFERENCE`.
-        """
-        found = compare_canaries(self, canaries)
-        told = (
-            f"on {found['num_questions']} known questions, probabilities differ by up to "
-            f"{found['max_difference']:.3g} (mean {found['mean_difference']:.2g}), "
-            f"{found['num_other_letters']} letters differ"
-        )
-        if not found["max_difference"] <= MAX_DIFFERENCE:
-            raise EngineError(
-                f"{self.tuned.name} at {self.address.url} is not the model of {self.run.path}: {told}",
-                "serve this run's adapter on its own base model, in 16 bits or 8; see docs/scale.md",
-            )
-        log.info("%s has the model of this run: %s", self.address.url, told)
-        self.verified = found
-        return found
+        """Ask questions whose answers are known: is it the model of this run? See `verify_canaries`."""
+        name = f"{self.tuned.name} at {self.address.url}"
+        self.verified = verify_canaries(self, canaries, name, str(self.run.path))
+        return self.verified
 
 
 def load_remote(path: Path, engine: str, **settings: Any) -> RemoteEngine:

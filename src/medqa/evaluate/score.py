@@ -16,9 +16,9 @@ import torch
 from medqa.errors import DeviceError, ModelError
 from medqa.hardware.device import Device, is_out_of_memory
 from medqa.model.batch import head_logits, pad
+from medqa.model.captured import CapturedReader
 from medqa.model.decoder import PackedDecoder, why_not_packed
 from medqa.model.lora import compute_context, without_adapter
-from medqa.model.packed import pack_spans
 from medqa.progress import Task
 from medqa.prompts import PromptRenderer
 from medqa.records import Example, Prediction
@@ -71,7 +71,7 @@ def score_items(
     max_length_tokens: int,
     batch_tokens: int,
     adapted: bool = True,
-    decoder: PackedDecoder | None = None,
+    decoder: PackedDecoder | CapturedReader | None = None,
     task: Task | None = None,
 ) -> list[Prediction]:
     """Score every question, in the order given.
@@ -212,7 +212,11 @@ def _batches(numbers: list[int], lengths: list[int], batch_tokens: int, padded: 
 
 
 def _score(
-    model: Any, items: list[Item], device: Device, decoder: PackedDecoder | None, adapted: bool
+    model: Any,
+    items: list[Item],
+    device: Device,
+    decoder: PackedDecoder | CapturedReader | None,
+    adapted: bool,
 ) -> list[tuple[float, ...]]:
     """Score letters of one token with a row a question, longer ones with a row an option."""
     single = all(len(letter) == 1 for item in items for letter in item.letters)
@@ -239,12 +243,12 @@ def _hidden(
     rows: list[list[int]],
     spans: list[tuple[int, int]],
     device: Device,
-    decoder: PackedDecoder | None,
+    decoder: PackedDecoder | CapturedReader | None,
     adapted: bool,
 ) -> torch.Tensor:
     """Last hidden states (M, D) at the spans of the rows, packed or padded without a mask (see Batch)."""
     if decoder is not None:
-        return decoder.hidden(pack_spans(rows, spans).to(device.torch_device), adapted=adapted)
+        return decoder.read(rows, spans, adapted=adapted)
     with contextlib.nullcontext() if adapted else without_adapter(model), compute_context(model, device):
         ids_BT = pad(rows).to(device.torch_device)
         hidden_BTD = model.get_base_model().get_decoder()(ids_BT, use_cache=False).last_hidden_state

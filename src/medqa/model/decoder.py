@@ -9,7 +9,7 @@ heads, E width of a head.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from medqa.model.attention import attend, choose_kernel
 from medqa.model.elementwise import LAUNCHED
 from medqa.model.flat import AdapterPart, FlatAdapter, GroupFactors
 from medqa.model.fused import adapted_linear, rotate, swiglu, weighted_nll
-from medqa.model.packed import PackedBatch
+from medqa.model.packed import PackedBatch, pack_spans
 
 __all__ = ["FAMILIES", "Attention", "PackedDecoder", "why_not_packed"]
 
@@ -153,6 +153,13 @@ class PackedDecoder:
             return attend(q, k, v, batch, self.kernel)
 
         return self.run(batch.token_N, batch.place_N, batch.position_M, attention, adapted=adapted)
+
+    def read(
+        self, rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]], *, adapted: bool = True
+    ) -> torch.Tensor:
+        """Return the last hidden state (M, D) at spans (start, stop) of rows of token ids."""
+        batch = pack_spans(rows, spans).to(self._embedding_VD.device)
+        return self.hidden(batch, adapted=adapted)
 
     def run(
         self,

@@ -148,15 +148,23 @@ def _filled(
     )
 
 
-def pack_spans(rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]]) -> PackedBatch:
-    """Lay rows end to end, with positions at a span (start, stop) of each; the labels mean nothing."""
+def pack_spans(
+    rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]], slots: Slots | None = None
+) -> PackedBatch:
+    """Lay rows end to end, with positions at a span (start, stop) of each; the labels mean nothing.
+
+    With slots, the room that is left is filled as by `pack`, and further positions are 0.
+    """
     lengths = [len(row) for row in rows]
     starts = np.cumsum([0, *lengths])
     positions = [start + np.arange(*span) for start, span in zip(starts.tolist(), spans, strict=False)]
     position = np.concatenate(positions)
-    nothing = np.zeros(len(position))
-    token_N = np.concatenate([np.array(row) for row in rows])
-    return _packed(token_N, lengths, [position, *[nothing] * 3], max(lengths))
+    parts: list[np.typing.NDArray[np.generic]] = [np.concatenate([np.array(row) for row in rows])]
+    parts += [position, *[np.zeros(len(position))] * 3]
+    if slots is not None:
+        lengths, parts = _filled(lengths, parts, slots)
+    token_N, *labels = parts
+    return _packed(token_N, lengths, labels, slots.longest if slots else max(lengths))
 
 
 def _packed(

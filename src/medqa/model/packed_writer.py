@@ -145,6 +145,7 @@ class PackedWriter:
 
     def _captured(self, view: int) -> Callable[[], None]:
         if view not in self._steps:
+
             def work() -> None:
                 self._next_S.copy_(self._next(self._slot_S, self._token_S, self._place_S, view))
 

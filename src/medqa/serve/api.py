@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request
@@ -27,6 +27,7 @@ from medqa.serve.wire import (
     BatchRequest,
     ErrorReply,
     Failure,
+    answer_json,
     error_reply,
     retry_after,
     status_of,
@@ -103,36 +104,38 @@ def _add_answers(app: FastAPI, desk: Desk) -> None:
         found = await unless_gone(
             request, desk.answer(example, explain=asked.explain, settings=settings, id=id)
         )
-        return JSONResponse(AnswerReply.of(found, id).model_dump())
+        return JSONResponse(answer_json(found, id))
 
     @app.post("/v1/answers", response_model=BatchReply, responses=_ERRORS, tags=["answers"])
     async def answers(request: Request, batch: Annotated[BatchRequest, Body()]) -> Response:
         """Answer up to 256 questions; one that can't be answered has its error in its place."""
         width = asyncio.Semaphore(BATCH_WIDTH)
 
-        async def one(number: int, asked: Asked) -> AnswerReply | ErrorReply:
+        async def one(number: int, asked: Asked) -> dict[str, Any]:
             id = f"{request.state.request_id}-{number}"
             try:
                 example, settings = asked.example(), asked.settings(desk.defaults)
                 async with width:
                     found = await desk.answer(example, explain=asked.explain, settings=settings, id=id)
             except MedQAError as exc:
-                return error_reply(exc)
-            return AnswerReply.of(found, id)
+                return error_reply(exc).model_dump()
+            return answer_json(found, id)
 
         work = asyncio.gather(*(one(number, asked) for number, asked in enumerate(batch.questions)))
         found = await unless_gone(request, work)
-        return JSONResponse({"answers": [reply.model_dump() for reply in found]})
+        return JSONResponse({"answers": found})
 
 
-async def _events(first: Answer | str, parts: AsyncIterator[Answer | str], id: str) -> AsyncIterator[str]:
+async def _events(
+    first: Answer | str, parts: AsyncGenerator[Answer | str, None], id: str
+) -> AsyncIterator[str]:
     """Turn an answer as it comes into server-sent events; closing it stops the writing."""
-    async with contextlib.aclosing(parts):  # type: ignore[type-var]  # they are generators
+    async with contextlib.aclosing(parts):
         try:
-            yield _event("answer", AnswerReply.of(first, id).model_dump())  # type: ignore[arg-type]
+            yield _event("answer", answer_json(first, id))  # type: ignore[arg-type]
             async for part in parts:
                 if isinstance(part, Answer):
-                    yield _event("done", AnswerReply.of(part, id).model_dump())
+                    yield _event("done", answer_json(part, id))
                 else:
                     yield _event("token", {"text": part})
         except MedQAError as exc:

@@ -14,6 +14,7 @@ middle of a write is mended at the next start: its bytes become the text of a li
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -158,6 +159,11 @@ class AuditLog:
     def write_now(self, record: AuditRecord) -> None:
         """Do what `write` does, from a thread."""
         self._submit(record).result()
+
+    def write_later(self, record: AuditRecord) -> None:
+        """Put a record in the queue and don't wait; the log of the program tells if it can't be written."""
+        with contextlib.suppress(AuditError):
+            self._submit(record)
 
     def close(self) -> None:
         """Write what waits, and take no more."""

@@ -44,7 +44,7 @@ def answer_file(
     target: Path,
     load: Callable[[], AnswerMany],
     *,
-    chunk_rows: int,
+    chunk_rows: Callable[[], int],
     settings: Mapping[str, Any],
     mapping: Mapping[str, str] | None = None,
     rank: int = 0,
@@ -57,7 +57,7 @@ def answer_file(
         source: File of questions, in any layout that is read.
         target: File to make, ending in .jsonl, .csv, .tsv or .parquet.
         load: Loads what answers; called only if there is something to do.
-        chunk_rows: Rows that are answered, and kept, at once; those of a job that was begun stay.
+        chunk_rows: Says how many rows to answer, and keep, at once; called only when a job begins.
         settings: All that decides the answers, as plain values: a job is gone on with only under the same.
         mapping: Names of the file's own columns, by our fields.
         rank: Which of the processes this is, from 0.
@@ -116,11 +116,11 @@ def _made(parts: Parts, rank: int) -> dict[str, Any]:
     raise parts.taken()
 
 
-def _begin(source: Path, mapping: dict[str, str], chunk_rows: int) -> dict[str, Any]:
+def _begin(source: Path, mapping: dict[str, str], chunk_rows: Callable[[], int]) -> dict[str, Any]:
     found = survey(source, mapping)
     return {
         "source": str(source.resolve()),
-        "chunk_rows": chunk_rows,
+        "chunk_rows": chunk_rows(),
         "num_rows": found.num_rows,
         "layout": found.layout,
         "columns": found.columns,
@@ -168,13 +168,15 @@ class _Work:
                 self._answer(own, load(), rank)
         finally:
             if own:  # something went wrong, or somebody stopped it
-                num_kept = self._count(self._parts.listed())
-                log.warning(
-                    "%s of %s rows are kept in %s: the same command goes on there",
-                    f"{num_kept:,}",
-                    f"{self._num_rows:,}",
-                    self._parts.folder,
-                )
+                self._say_what_is_kept(world_size)
+
+    def _say_what_is_kept(self, world_size: int) -> None:
+        num_kept, folder = self._count(self._parts.listed()), self._parts.folder
+        if num_kept:
+            of_all = f"{num_kept:,} of {self._num_rows:,} rows"
+            log.warning("%s are kept in %s: the same command goes on there", of_all, folder)
+        elif world_size == 1:  # else the others may still be at work
+            self._parts.clear()
 
     def _answer(self, own: set[int], answer_many: AnswerMany, rank: int) -> None:
         """Answer chunks, and take them off the set of those to do."""
@@ -200,8 +202,13 @@ class _Work:
         num_new = self._count(self._parts.listed()) - self._num_before
         self._seconds = seconds
         if task is not None:
-            task.advance(num_new - self._num_new, f"{num_new / max(seconds, 1e-9):,.1f} rows/s")
+            task.advance(num_new - self._num_new, f"{self._rate(num_new):,} rows/s")
         self._num_new = num_new
+
+    def _rate(self, num_rows: int) -> float:
+        """Return the rows per second, to a sensible digit: slow ones are of minutes a row."""
+        rate = num_rows / max(self._seconds, 1e-9)
+        return round(rate, 1 if rate >= 1 else 4)
 
     def _count(self, numbers: Any) -> int:
         last = self._num_rows - (self._num_chunks - 1) * self._chunk_rows
@@ -244,7 +251,7 @@ class _Work:
             for _, record in sorted(done.items()):
                 totals.add(record)
             seconds = round(self._seconds, 1)
-            rate = round(self._num_new / self._seconds, 1) if self._seconds else None
+            rate = self._rate(self._num_new) if self._num_new else None
             now = {"answered_now": self._num_new, "seconds": seconds, "rows_per_second": rate}
             summary |= {**totals.to_json(), **now, "finished": True}
             parts = [self._parts.part(number) for number in range(self._num_chunks)]

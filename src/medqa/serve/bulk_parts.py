@@ -118,20 +118,22 @@ class Parts:
             RunError: If the folder is for another job.
         """
         file = self.folder / "job.json"
-        if not file.exists():
-            write_json(file, {"wanted": wanted, **make()})
-        job = read_json(file)
-        found, asked = _flat(job.get("wanted")), _flat(json.loads(json.dumps(wanted)))
+        asked = json.loads(json.dumps(wanted))
+        found = read_json(file) if file.exists() else {}
+        if found.get("wanted") == asked:
+            return found
+        if self.listed():
+            raise self._another(_flat(found.get("wanted")), _flat(asked))
+        write_json(file, {"wanted": asked, **make()})  # nothing was done yet, so nothing is lost
+        return read_json(file)
+
+    def _another(self, found: Record, asked: Record) -> RunError:
         names = [name for name in {**found, **asked} if found.get(name) != asked.get(name)]
-        if names:
-            differences = "; ".join(
-                f"{name}: {_short(found, name)}, now {_short(asked, name)}" for name in names
-            )
-            raise RunError(
-                f"{self.folder} holds the rows of another job ({differences})",
-                f"give the command as it was, or another OUT, or begin anew: rm -r {self.folder}",
-            )
-        return job
+        differences = "; ".join(f"{name}: {_short(found, name)}, now {_short(asked, name)}" for name in names)
+        return RunError(
+            f"{self.folder} holds the rows of another job ({differences})",
+            f"give the command as it was, or another OUT, or begin anew: rm -r {self.folder}",
+        )
 
     def done(self) -> dict[int, Record]:
         """Return the records of the chunks that are done and whole."""

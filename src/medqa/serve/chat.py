@@ -7,7 +7,7 @@ choices, tools), and named in `medqa.ignored` where it would not (a sampling tem
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
@@ -21,7 +21,7 @@ from medqa.prompts import PromptRenderer
 from medqa.records import Answer, Example
 from medqa.serve.answerer import MAX_CHARACTERS
 from medqa.serve.desk import Desk, unless_gone
-from medqa.serve.wire import AnswerReply, error_reply
+from medqa.serve.wire import answer_json, error_reply
 
 __all__ = ["chat_routes"]
 
@@ -140,7 +140,7 @@ def chat_routes(desk: Desk, errors: dict[int | str, dict[str, Any]]) -> APIRoute
         id = request.state.request_id
         parts = desk.stream(example, settings=settings, client="chat", id=id)
         extra = {"ignored": ignored, "notes": list(notes)}
-        reply = _Reply(f"chatcmpl-{id}", model, extra, desk.service.answerer.engine.renderer, example)
+        reply = _Reply(id, model, extra, desk.service.answerer.engine.renderer, example)
         if asked.stream:
             first = await anext(parts)
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -156,12 +156,13 @@ class _Reply:
     def __init__(
         self, id: str, model: str, extra: dict[str, Any], renderer: PromptRenderer, example: Example
     ) -> None:
-        self._head = {"id": id, "created": int(time.time()), "model": model}
+        self._id = id
+        self._head = {"id": f"chatcmpl-{id}", "created": int(time.time()), "model": model}
         self._extra, self._renderer, self._example = extra, renderer, example
 
-    async def whole(self, parts: AsyncIterator[Answer | str]) -> dict[str, Any]:
+    async def whole(self, parts: AsyncGenerator[Answer | str, None]) -> dict[str, Any]:
         texts, answer = [], None
-        async with contextlib.aclosing(parts):  # type: ignore[type-var]  # they are generators
+        async with contextlib.aclosing(parts):
             async for part in parts:
                 texts += self._texts(part, first=answer is None)
                 answer = part if isinstance(part, Answer) else answer
@@ -181,10 +182,10 @@ class _Reply:
         }
 
     async def chunks(
-        self, first: Answer | str, parts: AsyncIterator[Answer | str], usage: bool
+        self, first: Answer | str, parts: AsyncGenerator[Answer | str, None], usage: bool
     ) -> AsyncIterator[str]:
         answer: Answer | None = None
-        async with contextlib.aclosing(parts):  # type: ignore[type-var]  # they are generators
+        async with contextlib.aclosing(parts):
             yield self._chunk({"role": "assistant", "content": ""})
             try:
                 for text in self._texts(first, first=True):
@@ -202,7 +203,7 @@ class _Reply:
             yield "data: [DONE]\n\n"
 
     def _texts(self, part: Answer | str, *, first: bool) -> list[str]:
-        """Put an answer into words: letter and confidence, then the explanation, then what was found of it."""
+        """Put an answer into words: letter and confidence, the explanation, then what was found of it."""
         if isinstance(part, str):
             return [part]
         if first:
@@ -228,7 +229,7 @@ class _Reply:
     def _medqa(self, answer: Answer | None) -> dict[str, Any]:
         return {
             **self._extra,
-            "answer": AnswerReply.of(answer, self._head["id"]).model_dump() if answer else None,
+            "answer": answer_json(answer, self._id) if answer else None,
         }
 
 

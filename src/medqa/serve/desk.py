@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Literal, TypeVar
 
 from fastapi import HTTPException, Request
@@ -21,6 +21,8 @@ from medqa.serve.wire import status_of
 __all__ = ["Client", "Desk", "unless_gone"]
 
 T = TypeVar("T")
+
+LOOK_AFTER_S = 0.2
 
 Client = Literal["api", "page", "chat"]
 
@@ -89,7 +91,7 @@ class Desk:
         settings: ServeConfig | None = None,
         client: Client = "page",
         id: str | None = None,
-    ) -> AsyncIterator[Answer | str]:
+    ) -> AsyncGenerator[Answer | str, None]:
         """Answer one question as it comes; see `Service.stream`."""
         return self._told(example, explain, settings, client, id, as_it_comes=True)
 
@@ -102,7 +104,7 @@ class Desk:
         id: str | None,
         *,
         as_it_comes: bool,
-    ) -> AsyncIterator[Answer | str]:
+    ) -> AsyncGenerator[Answer | str, None]:
         start = time.monotonic()
         answer: Answer | None = None
         pieces: list[str] = []
@@ -125,8 +127,10 @@ class Desk:
                         first, answer = answer is None, part
                         (self._letter_s if first else self._explanation_s).observe(seconds)
                         if not first or not explain or as_it_comes:
-                            event = "answer" if first or not as_it_comes else "explanation"
-                            await self._record(dataclasses.replace(record, answer=part, event=event), seconds)
+                            told = dataclasses.replace(record, answer=part)
+                            if not first and as_it_comes:  # the letter has its line already
+                                told = dataclasses.replace(told, event="explanation")
+                            await self._record(told, seconds)
                     else:
                         pieces.append(part)
                     yield part
@@ -134,6 +138,8 @@ class Desk:
             status, word = status_of(exc)
             self._answers.labels(client, word).inc()
             failed = dataclasses.replace(record, answer=answer, status=status, error=word)
+            if answer is not None and as_it_comes:
+                failed = dataclasses.replace(failed, event="explanation")
             with contextlib.suppress(AuditError):  # no answer goes out: what went wrong is told all the same
                 await self._record(failed, time.monotonic() - start)
             raise
@@ -141,9 +147,9 @@ class Desk:
             self._answers.labels(client, "left").inc()
             if self._audit is not None and answer is not None and as_it_comes and pieces:
                 seen = dataclasses.replace(answer, explanation="".join(pieces), explanation_finished=False)
-                self._audit.write_now(
-                    dataclasses.replace(record, answer=seen, event="explanation", error="left")
-                )
+                told = dataclasses.replace(record, answer=seen, event="explanation", error="left")
+                # Nothing can be awaited while a generator is closed: the line follows by itself.
+                self._audit.write_later(told)
             raise
         self._answers.labels(client, "abstained" if answer and answer.abstain else "answered").inc()
 
@@ -163,12 +169,18 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        # Most answers are there before it is worth looking.
+        await asyncio.wait((task,), timeout=LOOK_AFTER_S)
+        if not task.done():
+            left = asyncio.ensure_future(gone())
+            try:
+                await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                left.cancel()
         if not task.done():
             raise HTTPException(499, "the client has gone")
         return task.result()
     finally:
         task.cancel()
-        left.cancel()

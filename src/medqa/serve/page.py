@@ -4,6 +4,7 @@ Gradio draws the form and carries the events; what stands on the page is made in
 page_asking. What a visitor asks is kept in memory for that visitor only; nothing is written to disk.
 """
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -234,8 +235,9 @@ def _connect(service: Answering, form: _Form, result: _Result) -> None:
         # What is folded away and was never opened may come as None.
         texts = [option or "" for option in options[:count]]
         filled = Form(question or "", texts, context or "", explain, alpha, risk or None)
-        async for shown in asking(service, filled, entries):
-            yield _updates(shown, form, result)
+        async with contextlib.aclosing(asking(service, filled, entries)) as steps:
+            async for shown in steps:
+                yield _updates(shown, form, result)
 
     outputs = [result.status, result.answer, result.reason, result.after, result.written, result.entries]
     outputs += [result.history, result.clear, form.ask, form.stop, *form.problems.values()]

@@ -11,7 +11,7 @@ import importlib.resources
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Literal, Protocol
 
 from medqa.config import ServeConfig
@@ -167,15 +167,16 @@ def _place(error: MedQAError) -> Place:
     return "question" if isinstance(error, DataError) else "asking"
 
 
-async def asking(service: Answering, form: Form, history: Sequence[Asked]) -> AsyncIterator[Shown]:
+async def asking(service: Answering, form: Form, history: Sequence[Asked]) -> AsyncGenerator[Shown, None]:
     """Ask, and tell step by step what to show. Never fails: what goes wrong is said on the page."""
     shown_letter = False
     try:
         example = read_form(form)
         yield Shown("Asking.", part("asking"), "", "")
-        async for shown in _answered(service, form, example, tuple(history)):
-            shown_letter = True
-            yield shown
+        async with contextlib.aclosing(_answered(service, form, example, tuple(history))) as steps:
+            async for shown in steps:
+                shown_letter = True
+                yield shown
     except MedQAError as exc:
         yield _failed(exc, _place(exc), shown_letter)
     except Exception:
@@ -195,7 +196,7 @@ def _failed(error: MedQAError, place: Place, shown_letter: bool) -> Shown:
 
 async def _answered(
     service: Answering, form: Form, example: Example, history: tuple[Asked, ...]
-) -> AsyncIterator[Shown]:
+) -> AsyncGenerator[Shown, None]:
     stream = service.stream(example, explain=form.explain, settings=_settings(form, service))
     text, last, shown_at = "", None, 0.0
     # A visitor who stops or leaves ends this generator; the service must hear of it at once.

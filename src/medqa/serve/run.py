@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from medqa.errors import RunError
-from medqa.records import Example
+from medqa.evaluate.engine import LocalEngine
 from medqa.serve.about import about
 from medqa.serve.access import Gate, check_binding
 from medqa.serve.answerer import Answerer
@@ -24,8 +24,6 @@ from medqa.serve.service import CLOSE_S, Service
 __all__ = ["Access", "build_app", "serve"]
 
 log = logging.getLogger(__name__)
-
-_FIRST = Example("Which organ makes insulin?", ("Liver", "Spleen", "Pancreas", "Kidney"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +76,8 @@ def serve(
     audit = AuditLog(access.audit_log, with_text=access.audit_text) if access.audit_log else None
     try:
         answerer = load()
-        # The first answer takes the longest: it is given before anybody waits for it.
-        answerer.answer(_FIRST, settings=answerer.defaults.model_copy(update={"max_explanation_tokens": 8}))
+        if isinstance(answerer.engine, LocalEngine):
+            answerer.engine.warm_up()
         service = Service(answerer)
         try:
             config = uvicorn.Config(

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from medqa.config import ServeConfig
 from medqa.errors import BusyError
@@ -116,7 +116,7 @@ class Service:
 
     async def stream(
         self, example: Example, *, explain: bool = True, settings: ServeConfig | None = None
-    ) -> AsyncIterator[Answer | str]:
+    ) -> AsyncGenerator[Answer | str, None]:
         """Answer one question as it comes: the answer, pieces of its explanation, the whole answer.
 
         Closing the generator early stops the writing. Raises what `answer` does.

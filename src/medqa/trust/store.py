@@ -7,7 +7,7 @@ from typing import Any
 
 from medqa.errors import CalibrationError, DataError, RunError
 from medqa.files import read_json, write_json
-from medqa.records import Example, softmax
+from medqa.records import Example
 from medqa.trust.calibration import Calibration
 from medqa.trust.permutation import NUM_ORDERS
 
@@ -45,20 +45,12 @@ class Canary:
     Attributes:
         example: The question.
         log_likelihoods: Of its options' letters.
+        base_log_likelihoods: The same of the base model, without the adapter.
     """
 
     example: Example
     log_likelihoods: tuple[float, ...]
-
-    @property
-    def probabilities(self) -> tuple[float, ...]:
-        """The model's raw confidence in each option."""
-        return softmax(self.log_likelihoods)
-
-    @property
-    def choice(self) -> int:
-        """Index of the likeliest option; the first of equals."""
-        return max(range(len(self.log_likelihoods)), key=self.log_likelihoods.__getitem__)
+    base_log_likelihoods: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -66,6 +58,7 @@ class Canary:
             "question": self.example.question,
             "options": list(self.example.options),
             "log_likelihoods": list(self.log_likelihoods),
+            "base_log_likelihoods": list(self.base_log_likelihoods),
         }
 
     @classmethod
@@ -79,10 +72,13 @@ class Canary:
             example = Example(values["question"], tuple(values["options"]))
         except DataError as exc:
             raise ValueError(exc.message) from exc
-        found = tuple(float(value) for value in values["log_likelihoods"])
-        if len(found) != len(example.options) or not all(map(math.isfinite, found)):
-            raise ValueError(f"log_likelihoods of {example.id} are {found!r}")
-        return cls(example, found)
+        tuned, base = (
+            tuple(float(value) for value in values[name])
+            for name in ("log_likelihoods", "base_log_likelihoods")
+        )
+        if not len(tuned) == len(base) == len(example.options) or not all(map(math.isfinite, tuned + base)):
+            raise ValueError(f"log_likelihoods of {example.id} are {tuned!r} and {base!r}")
+        return cls(example, tuned, base)
 
 
 @dataclasses.dataclass(frozen=True)
