@@ -17,10 +17,12 @@ from medqa.evaluate.remote import load_remote
 from medqa.evaluate.score import Item, make_items
 from medqa.model.embedded import _gguf_path
 from medqa.model.tuned import load_tuned
+from medqa.recipe import load_recipe
+from medqa.train.run import train
 
 pytestmark = pytest.mark.slow
 
-# Of an option's probability. Measured: 3e-6. Two options that are as near to each other may change places.
+# Of an option's probability. Measured: 4e-6. Two options that are as near to each other may change places.
 BOUND = 1e-4
 NUM_WORDS = 12  # of an explanation, at least: greedy choices may part where two tokens are as near
 CONTEXT = 512
@@ -33,16 +35,25 @@ def examples():
 
 
 @pytest.fixture(scope="module")
-def local(built_in_run):
-    return LocalEngine(load_tuned(built_in_run))
+def run(tmp_path_factory):
+    """A run that has learnt enough to choose among the letters, in a few minutes; it is calibrated."""
+    settings = ["train.read_back_share=0", "evaluate.orders=1"]
+    return train(
+        load_recipe("quickstart", settings), tmp_path_factory.mktemp("runs") / "run", "quickstart"
+    ).path
 
 
 @pytest.fixture(scope="module")
-def remote(built_in_run, tmp_path_factory):
+def local(run):
+    return LocalEngine(load_tuned(run))
+
+
+@pytest.fixture(scope="module")
+def remote(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
-    write_gguf(_gguf_path(), folder / "tuned.gguf", built_in_run / "adapter")
+    write_gguf(_gguf_path(), folder / "tuned.gguf", run / "adapter")
     with serving(folder / "tuned.gguf", folder / "log", context=CONTEXT) as url:
-        engine = load_remote(built_in_run, f"openai:{url}")
+        engine = load_remote(run, f"openai:{url}")
         yield engine
         engine.close()
 
@@ -70,7 +81,7 @@ def test_letters_and_probabilities_are_those_of_this_machine(scored):
     assert len({p.choice for p in here}) > 1
 
 
-def test_calibrated_answers_are_those_of_this_machine(scored, built_in_run, local):
+def test_calibrated_answers_are_those_of_this_machine(scored, run, local):
     calibration = load_calibration(local.tuned.run, local.renderer).for_orders(1)
     for ours, theirs in zip(*scored, strict=True):
         a, b = (calibration.judge(p.log_likelihoods, max_risk=0.5) for p in (ours, theirs))
@@ -111,11 +122,11 @@ def test_what_the_server_does_not_take_is_too_long(remote, examples):
     assert [p.status for p in remote.score(fills)] == ["scored", "too_long"]
 
 
-def test_a_server_without_the_adapter_is_refused(remote, built_in_run, tmp_path):
+def test_a_server_without_the_adapter_is_refused(remote, run, tmp_path):
     assert remote.verified["max_difference"] < BOUND
     assert remote.verified["num_other_letters"] == 0
     write_gguf(_gguf_path(), tmp_path / "base.gguf")
     with serving(tmp_path / "base.gguf", tmp_path / "log", context=CONTEXT) as url:
         with pytest.raises(EngineError, match="is not the model of") as error:
-            load_remote(built_in_run, f"openai:{url}")
+            load_remote(run, f"openai:{url}")
         assert "16 known questions" in str(error.value)

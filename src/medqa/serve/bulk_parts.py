@@ -97,7 +97,7 @@ class Parts:
     @property
     def is_begun(self) -> bool:
         """Whether there is a job to go on with."""
-        return (self.folder / "job.json").exists()
+        return (self.folder / "job.json").exists() or (self.folder.is_dir() and bool(self.listed()))
 
     @property
     def is_joined(self) -> bool:
