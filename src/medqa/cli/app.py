@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from medqa.cli.bulk import answer
-from medqa.cli.options import Json, Run, Settings, Trust
+from medqa.cli.options import Json, Settings, Trust
 from medqa.cli.recipes import recipes
 from medqa.cli.serving import serve
 from medqa.cli.trust import calibrate, compare, evaluate
@@ -215,44 +215,57 @@ app.command()(compare)
 
 @app.command()
 def ask(
-    run: Run,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Run folder that `medqa train` made.")
+    ] = None,
     question: Annotated[str | None, typer.Option("--question", "-q", help="The question.")] = None,
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="One option; give it 2 to 10 times.")
     ] = None,
-    context: Annotated[str | None, typer.Option(help="Text that the question is about.")] = None,
-    file: Annotated[Path | None, typer.Option(help='JSON file: {"question": ..., "options": [...]}.')] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help='JSON file: {"question": ..., "options": [...]}; "context" may be added.'),
+    ] = None,
     explain: Annotated[bool, typer.Option(help="Write the explanation too.")] = True,
+    serve: Annotated[
+        str | None, typer.Option(metavar="URL", help="Running server to ask, instead of RUN.")
+    ] = None,
     settings: Settings = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Answer one question: letter, confidence, the options that stay in question, explanation.
 
+    With --serve no model is loaded; a key is taken from MEDQA_API_KEY.
+
     Examples:
       medqa ask runs/quickstart-1 -q "Which vitamin prevents scurvy?" -o "Vitamin A" -o "Vitamin C"
       medqa ask runs/quickstart-1 --file question.json --json
       medqa ask runs/medmcqa-1 --set serve.max_risk=0.3 --set serve.orders=4
+      medqa ask --serve http://127.0.0.1:7860 --file question.json
       medqa ask runs/quickstart-1            (asks for the question)
     """
+    from medqa.cli.answer_output import print_answer
+    from medqa.cli.asking import ask_run, ask_server
     from medqa.cli.output import print_json
     from medqa.cli.question import read_question
-    from medqa.cli.trust_output import print_answer
-    from medqa.hardware.environment import prepare_environment
-    from medqa.recipe import changed_config
-    from medqa.runs import RunFolder
+    from medqa.errors import ConfigError
 
-    example = read_question(question, option or [], context, file)
-    config = RunFolder.open(run).config
-    serve = changed_config(config, settings or [], ("serve",)).serve
-    prepare_environment(config.model.device)
-    from medqa.serve.answerer import Answerer
-
-    found = Answerer.load(run, trust).answer(example, explain=explain, settings=serve)
+    if (run is None) == (serve is None):
+        raise ConfigError(
+            "neither a run nor a server to ask" if run is None else "a run and a server to ask",
+            "medqa ask RUN, or medqa ask --serve URL",
+        )
+    example = read_question(question, option or [], file)
+    if serve is not None:
+        parts = ask_server(serve, example, settings or [], trust, explain=explain)
+    elif run is not None:
+        parts = ask_run(run, example, settings or [], trust, explain=explain)
     if as_json:
-        print_json(found.to_json())
+        *_, whole = (part for part in parts if not isinstance(part, str))
+        print_json(whole.to_json())
     else:
-        print_answer(found, example.options)
+        print_answer(parts, example.options)
 
 
 app.command()(answer)

@@ -14,23 +14,21 @@ from medqa.records import LETTERS, Example
 __all__ = ["read_question"]
 
 
-def read_question(
-    question: str | None, options: list[str], context: str | None, file: Path | None
-) -> Example:
+def read_question(question: str | None, options: list[str], file: Path | None) -> Example:
     """Build the question to be asked.
 
     Raises:
         DataError: If it is incomplete, or given in two ways at once.
     """
     if file is not None:
-        if question or options or context:
+        if question or options:
             raise DataError("the question is given twice: --file and flags", "use one of the two")
         return _from_file(file).require_distinct_options()
     if question is None:
-        if options or context:
+        if options:
             raise DataError("options without a question", 'add -q "..."')
         return _typed_in().require_distinct_options()
-    return Example(question, tuple(options), context=context).require_distinct_options()
+    return Example(question, tuple(options)).require_distinct_options()
 
 
 def _from_file(file: Path) -> Example:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from medqa.cli.answer_output import print_answer
 from medqa.cli.output import print_trained
-from medqa.cli.trust_output import print_answer, print_report
+from medqa.cli.trust_output import print_report
 from medqa.data.build import evaluation_set
 from medqa.evaluate.engine import LocalEngine
 from medqa.evaluate.run import evaluate_tuned
@@ -36,7 +37,7 @@ def run_quickstart(out: Path | None) -> None:
     print_report(evaluate_tuned(tuned, questions))
     say("3 of 3: ask one of them")
     example = questions.examples[0]
-    print_answer(Answerer(LocalEngine(tuned), tuned.run).answer(example), example.options)
+    print_answer(Answerer(LocalEngine(tuned), tuned.run).stream(example), example.options)
     if example.answer is not None:
         print(f"(The key says {LETTERS[example.answer]}. {example.options[example.answer]})")
     print(

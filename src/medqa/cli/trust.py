@@ -57,6 +57,10 @@ def evaluate(
     run: Run,
     settings: Settings = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Measure on this many questions only.")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="openai:URL", help="Server that holds the model, instead of this process."),
+    ] = None,
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -66,20 +70,26 @@ def evaluate(
     by side; they answer different questions and must not be mixed. Questions that may be known from
     training are flagged, and the scores are given without them too.
 
+    Through a server, --engine openai:URL[#TUNED[,BASE]], the base model is measured only if it is named. The
+    files are then report-server.html, report-server.json and predictions-server.jsonl.
+
     Examples:
       medqa evaluate runs/medmcqa-1
       medqa evaluate runs/medmcqa-1 --set data.name=exam.csv
       medqa evaluate runs/medmcqa-1 --set evaluate.orders=1 --set evaluate.explanations=0
+      medqa evaluate runs/medmcqa-1 --engine openai:http://gpu-1:8000/v1
     """
     from medqa.cli.output import print_json
     from medqa.cli.trust_output import print_report
     from medqa.hardware.environment import prepare_environment
     from medqa.runs import RunFolder
 
-    prepare_environment(RunFolder.open(run).config.model.device)
+    folder = RunFolder.open(run)
+    if engine is None:
+        prepare_environment(folder.config.model.device)
     from medqa.evaluate.run import evaluate as evaluate_run
 
-    report = evaluate_run(run, settings or [], max_rows=limit, trust_remote_code=trust)
+    report = evaluate_run(run, settings or [], max_rows=limit, trust_remote_code=trust, engine=engine)
     if as_json:
         print_json(report)
     else:

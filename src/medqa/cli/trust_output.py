@@ -1,4 +1,4 @@
-"""How calibrations, reports, comparisons and answers look on a terminal."""
+"""How calibrations, reports and comparisons look on a terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from medqa.records import LETTERS, Answer
 from medqa.trust.store import CalibrationFile
 
-__all__ = ["print_answer", "print_calibration", "print_comparison", "print_report"]
+__all__ = ["print_calibration", "print_comparison", "print_report"]
 
-BAR_WIDTH = 24
 MIN_SUBJECT_ROWS = 10
 SIGNIFICANT = 0.05
 
@@ -37,10 +35,10 @@ def print_report(report: dict[str, Any]) -> None:
     for name in ("prompt", "model", "n", "accuracy (95 % CI)", "NLL", "Brier", "ECE"):
         table.add_column(name, justify="left" if name in ("prompt", "model") else "right")
     for prompt, scores in report["scores"].items():
-        for model in ("base", "tuned"):
+        for number, model in enumerate(name for name in ("base", "tuned") if scores[name]):
             score = scores[model]
             table.add_row(
-                PROMPT_NAMES[prompt] if model == "base" else "",
+                "" if number else PROMPT_NAMES[prompt],
                 model,
                 f"{score['num_questions']:,}",
                 _interval(score),
@@ -50,18 +48,20 @@ def print_report(report: dict[str, Any]) -> None:
             )
     console.print(table)
     for prompt, scores in report["scores"].items():
-        change = scores["change"]
-        console.print(
-            f"Change, {PROMPT_NAMES[prompt]} prompt: {100 * change['accuracy_gain']:+.1f} points; "
-            f"{change['num_fixed']} questions gained, {change['num_broken']} lost; "
-            f"McNemar p = {change['mcnemar_p']:.2g}"
-            + ("" if change["mcnemar_p"] < SIGNIFICANT else ": within what chance alone gives")
-        )
+        if change := scores["change"]:
+            console.print(
+                f"Change, {PROMPT_NAMES[prompt]} prompt: {100 * change['accuracy_gain']:+.1f} points; "
+                f"{change['num_fixed']} questions gained, {change['num_broken']} lost; "
+                f"McNemar p = {change['mcnemar_p']:.2g}"
+                + ("" if change["mcnemar_p"] < SIGNIFICANT else ": within what chance alone gives")
+            )
         if scores["tuned"]["num_too_long"]:
             console.print(f"  {scores['tuned']['num_too_long']} questions were too long and not scored")
     _print_leaks(console, report)
     _print_trust(console, report)
     _print_subjects(console, report)
+    if engine := report.get("engine"):
+        console.print(escape(f"Measured through a server: {engine['name']}"))
     for text in report["not_measured"]:
         console.print(escape(text))
     page = report["file"].replace(".json", ".html")
@@ -148,27 +148,25 @@ def _print_leaks(console: Console, report: dict[str, Any]) -> None:
     )
     for prompt, scores in report["scores"].items():
         if without := scores["without_flagged"]:
-            console.print(
-                f"  without them, {PROMPT_NAMES[prompt]} prompt: base {_interval(without['base'])}, "
-                f"tuned {_interval(without['tuned'])}"
-            )
+            found = [f"{name} {_interval(without[name])}" for name in ("base", "tuned") if without[name]]
+            console.print(f"  without them, {PROMPT_NAMES[prompt]} prompt: {', '.join(found)}")
 
 
 def _print_subjects(console: Console, report: dict[str, Any]) -> None:
     scores = report["scores"]["medqa"]
-    base, tuned = scores["base"]["subjects"], scores["tuned"]["subjects"]
+    base, tuned = scores["base"] and scores["base"]["subjects"], scores["tuned"]["subjects"]
     large = {name: score for name, score in tuned.items() if score["num_questions"] >= MIN_SUBJECT_ROWS}
     if large:
         table = Table(title="By subject, own prompt", box=box.SIMPLE_HEAD)
         table.add_column("subject")
-        for name in ("n", "base", "tuned (95 % CI)"):
+        for name in ("n", *(["base"] if base else []), "tuned (95 % CI)"):
             table.add_column(name, justify="right")
         for subject, score in large.items():
-            before = f"{100 * base[subject]['accuracy']:.1f} %" if subject in base else ""
-            table.add_row(escape(subject), f"{score['num_questions']:,}", before, _interval(score))
+            before = [_share(base.get(subject, {}).get("accuracy"))] if base else []
+            table.add_row(escape(subject), f"{score['num_questions']:,}", *before, _interval(score))
         console.print(table)
     if small := len(tuned) - len(large):
-        console.print(f"{small} subjects with fewer than {MIN_SUBJECT_ROWS} questions: see report.json")
+        console.print(f"{small} subjects with fewer than {MIN_SUBJECT_ROWS} questions: see {report['file']}")
 
 
 def print_calibration(run: Path, file: CalibrationFile) -> None:
@@ -229,42 +227,3 @@ def print_comparison(found: dict[str, Any]) -> None:
         f"{one['num_fixed']} questions only B has right, {one['num_broken']} only A"
         + ("" if one["mcnemar_p"] < SIGNIFICANT else ": within what chance alone gives")
     )
-
-
-def print_answer(answer: Answer, options: Sequence[str]) -> None:
-    """Print an answer: a bar for each option, how far to trust it, the explanation, the notice."""
-    console = Console(emoji=False, highlight=False)
-    console.print(escape(answer.question))
-    for letter, option in zip(LETTERS, options, strict=False):
-        share = answer.probabilities[letter]
-        bar = "\u2588" * round(share * BAR_WIDTH)
-        mark = ">" if letter == answer.letter else " "
-        console.print(f"{mark} {letter}. {share:6.1%} [cyan]{bar:<{BAR_WIDTH}}[/] {escape(option)}")
-    console.print()
-    _print_verdict(console, answer)
-    if answer.explanation is not None:
-        console.print()
-        console.print(escape(answer.explanation) or "(the model wrote no explanation)")
-        if warning := (answer.explanation_check or {}).get("warning"):
-            console.print(f"[yellow]Beware: {escape(warning)}[/]")
-    console.print(f"\n[dim]{answer.notice}[/]")
-
-
-def _print_verdict(console: Console, answer: Answer) -> None:
-    confidence = f"confidence {answer.confidence:.0%}"
-    if answer.calibration is None:
-        confidence += ", the model's own: not calibrated"
-    best = f"{answer.letter}. {escape(answer.option)}"
-    if answer.abstain:
-        console.print(f"[bold yellow]Not sure enough to answer[/]: {answer.reason}")
-        console.print(f"Best guess: {best} ({confidence})")
-    else:
-        console.print(f"[bold]Answer: {best}[/] ({confidence})")
-        if answer.reason:
-            console.print(f"Sure enough: {answer.reason}")
-    if answer.caveat:
-        console.print(f"[yellow]Beware: {escape(answer.caveat)}[/]")
-    elif answer.answer_set is not None and answer.alpha is not None:
-        console.print(f"Still in question, {1 - answer.alpha:.0%} sure: {' or '.join(answer.answer_set)}")
-    if answer.consistency is not None:
-        console.print(f"The same answer in {answer.consistency:.0%} of {answer.num_orders} option orders")

@@ -20,6 +20,7 @@ __all__ = ["SUFFIXES", "read_rows"]
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".xlsx")
 SAVE_AS_UTF8 = "save as UTF-8 (in Excel: the type 'CSV UTF-8')"
 
+_BATCH_ROWS = 1024
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
 
@@ -52,7 +53,8 @@ def _parquet_rows(file: Path) -> Iterator[RowRead]:
     try:
         source = pyarrow.parquet.ParquetFile(file)
         check_header(file, source.schema_arrow.names)
-        for batch in source.iter_batches():
+        # Whole row groups, as they come otherwise, can be larger than memory.
+        for batch in source.iter_batches(batch_size=_BATCH_ROWS):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file.name}:row {number}", row, ""

@@ -228,16 +228,18 @@ def _bin_tip(found: Record) -> str:
     )
 
 
-def risk_chart(after: Record, base: Record, at: Sequence[float]) -> Markup:
+def risk_chart(after: Record, base: Record | None, at: Sequence[float]) -> Markup:
     """Draw the share of wrong answers over the share of questions answered, the surest first.
 
     Args:
         after: Measures of the tuned model.
-        base: Measures of the base model, drawn faintly.
+        base: Measures of the base model, drawn faintly; None if it was not measured.
         at: Coverages to be marked.
     """
-    curves = [[(a, b) for a, b in score["risk_coverage"]] for score in (base, after)]
-    top = max((risk for curve in curves for _, risk in curve), default=1.0)
+    after_curve, base_curve = (
+        [(a, b) for a, b in score["risk_coverage"]] if score else [] for score in (after, base)
+    )
+    top = max((risk for curve in (after_curve, base_curve) for _, risk in curve), default=1.0)
     plot = _Plot(highest=max(0.2, math.ceil(round(10 * top, 6)) / 10))
     found = [(c, after["accuracy_at_coverage"][str(c)]) for c in at]
     said = "; ".join(f"{percent(1 - right, 0)} of the surest {percent(c, 0)}" for c, right in found)
@@ -249,8 +251,8 @@ def risk_chart(after: Record, base: Record, at: Sequence[float]) -> Markup:
         plot.bottom + 38,
         f"Share of wrong answers: {said}; {percent(1 - after['accuracy'], 0)} of all",
         plot.axes("questions answered, %", "wrong, %"),
-        plot.curve(curves[0], "before"),
-        plot.curve(curves[1], "after"),
+        plot.curve(base_curve, "before"),
+        plot.curve(after_curve, "after"),
         *marks,
     )
 

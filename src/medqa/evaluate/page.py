@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from medqa.evaluate import charts
+from medqa.evaluate.origin import origin_rows, short_name
 from medqa.evaluate.report import COVERAGES
 from medqa.files import write_text
 from medqa.records import LETTERS, NOTICE
@@ -78,9 +79,9 @@ def report_view(report: Record, worst: Sequence[Record]) -> Record:
         **{name: report[name] for name in ("orders", "not_measured", "file")},
         "explanations": _explanations(report["explanations"]),
         "notice": NOTICE,
-        "name": _short(report["run"]),
-        "base_model": _short(report["base_model"]),
-        "questions": _short(report["data"]["name"]),
+        "name": short_name(report["run"]),
+        "base_model": short_name(report["base_model"]),
+        "questions": short_name(report["data"]["name"]),
         "base": own["base"],
         "tuned": own["tuned"],
         "change": own["change"],
@@ -102,7 +103,7 @@ def report_view(report: Record, worst: Sequence[Record]) -> Record:
         "min_subject_rows": MIN_SUBJECT_ROWS,
         "min_group_rows": MIN_GROUP_ROWS,
         "worst": [_card(row) for row in worst],
-        "provenance": _provenance(report, calibration),
+        "provenance": origin_rows(report, calibration),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
     }
 
@@ -110,11 +111,6 @@ def report_view(report: Record, worst: Sequence[Record]) -> Record:
 def _surest(bins: Sequence[Record]) -> Record | None:
     """Find the bin of highest confidence that has questions enough to say something."""
     return next((b for b in reversed(bins) if b["num_questions"] >= MIN_BIN_ROWS), None)
-
-
-def _short(name: str) -> str:
-    """Shorten a folder of this machine to its own name; a name on the Hub stays whole."""
-    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _missing(sentences: Sequence[str], mark: str) -> str:
@@ -133,8 +129,9 @@ def _comparisons(scores: Record) -> list[Record]:
 
 
 def _measures(own: Record, calibration: Record) -> Record:
-    """Lay measures of confidence side by side: base, tuned, and tuned after calibration."""
-    columns = {"Base": own["base"], "Tuned": own["tuned"]}
+    """Lay measures of confidence side by side: base if measured, tuned, and tuned after calibration."""
+    columns = {"Base": own["base"]} if own["base"] else {}
+    columns["Tuned"] = own["tuned"]
     if calibration["calibrated"]:
         columns["Tuned, calibrated"] = calibration["score"]
     scores = list(columns.values())
@@ -248,11 +245,12 @@ def _trap(trap: Record) -> Record:
 
 
 def _subjects(own: Record, score: Record) -> list[Record]:
+    base = own["base"]["subjects"] if own["base"] else {}
     return [
         {
             **row,
             "name": name,
-            "base": own["base"]["subjects"].get(name, {}).get("accuracy"),
+            "base": base.get(name, {}).get("accuracy"),
             "mean_confidence": score["subjects"][name]["mean_confidence"],
             "few": row["num_questions"] < MIN_SUBJECT_ROWS,
         }
@@ -270,30 +268,3 @@ def _card(row: Record) -> Record:
             for a, (text, share) in zip(LETTERS, options, strict=False)
         ],
     }
-
-
-def _provenance(report: Record, calibration: Record) -> list[tuple[str, str, bool]]:
-    """List where the numbers come from; the third of each says whether it is code."""
-    device, git, file = report["device"], report["git"] or {}, calibration.get("file", {})
-    selftest, data = report["selftest"], report["data"]
-    identity, held = file.get("identity", {}), file.get("data", {})
-    passed = "not run on this device" if selftest is None else "passed" if selftest["passed"] else "FAILED"
-    command = report["command"]
-    rows = [
-        ("Command", command if isinstance(command, str) else " ".join(command), True),
-        ("Base model", _short(report["base_model"]), False),
-        ("Adapter, SHA-256", report.get("adapter_sha256") or identity.get("adapter_sha256"), True),
-        ("Questions", f"{_short(data['name'])}, {data['split']}", False),
-        ("Questions, SHA-256", data["sha256"], True),
-        *(
-            (f"{name.capitalize()} questions, SHA-256", held.get(name, {}).get("sha256"), True)
-            for name in ("calibration", "selection")
-        ),
-        ("Device", f"{device['name']}, {device['precision']}", False),
-        ("Self-test of the device", passed, False),
-        ("Scoring", f"{report['scoring']}, {report['seconds']:,.0f} seconds in all", False),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in report["versions"].items()), False),
-        ("Platform", report["platform"], False),
-        ("Source", git and f"commit {git['commit']}" + (", changed since" if git["changed"] else ""), True),
-    ]
-    return [(name, value, code) for name, value, code in rows if value]

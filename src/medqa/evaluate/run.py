@@ -15,6 +15,7 @@ from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.leaks import find_leaks
 from medqa.evaluate.measure import Measurement
 from medqa.evaluate.page import write_report_page
+from medqa.evaluate.remote import load_remote
 from medqa.evaluate.report import REPORT_VERSION, compare, summarise, without_flagged
 from medqa.evaluate.score import make_items
 from medqa.files import write_json, write_jsonl
@@ -35,14 +36,16 @@ def evaluate(
     *,
     max_rows: int | None = None,
     trust_remote_code: str | None = None,
+    engine: str | None = None,
 ) -> dict[str, Any]:
-    """Score base and tuned model of a run; see `evaluate_tuned`.
+    """Score base and tuned model of a run; see `evaluate_engine`.
 
     Args:
         path: Run folder.
         settings: `a.b=v` settings of data and evaluate to change, to measure on other questions, for one.
         max_rows: Measure on at most this many questions; all if not given.
         trust_remote_code: Name of the base model, if its own code may run.
+        engine: Server that holds the model, as `load_remote` takes it; this machine if not given.
 
     Raises:
         MedQAError: Of the kind that says what is wrong.
@@ -52,7 +55,13 @@ def evaluate(
     data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
     questions = evaluation_set(data, config.train.seed)
     refuse_trained_on(questions, run.record["data"]["files"])
-    return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
+    if engine is None:
+        return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
+    remote = load_remote(path, engine)
+    try:
+        return evaluate_engine(remote, run, questions, config.evaluate)
+    finally:
+        remote.close()
 
 
 def refuse_trained_on(questions: QuestionSet, files: Sequence[str]) -> None:
@@ -80,15 +89,17 @@ def _whole(files: Sequence[str]) -> set[str]:
     return {str(Path(file).resolve()) for file in files}
 
 
-def _label(run: RunFolder, questions: QuestionSet) -> str:
-    """Name the files of a report: plain for the run's own questions, all of them; else told apart."""
+def _label(run: RunFolder, questions: QuestionSet, engine: Engine) -> str:
+    """Name the files of a report: plain for the run's own questions, all of them, here; else told apart."""
     own, record = run.config.data, questions.record
     label = ""
     if _whole([record["name"]]) != _whole([own.name]) or record["split"] != own.eval_split:
         label = "-" + re.sub(r"[^A-Za-z0-9]+", "-", f"{Path(record['name']).stem}-{record['split']}").strip(
             "-"
         )
-    return label if questions.whole else f"{label}-{len(questions.examples)}"
+    if not questions.whole:
+        label += f"-{len(questions.examples)}"
+    return label if isinstance(engine, LocalEngine) else f"{label}-server"
 
 
 def evaluate_tuned(
@@ -107,14 +118,15 @@ def evaluate_engine(
 ) -> dict[str, Any]:
     """Measure base and tuned model, and write report.json, report.html and predictions.jsonl into the run.
 
-    On a part of the questions, or other ones than the run's own, the files are named for it, report-N.json or
-    report-NAME-SPLIT.json, and leave the whole report as it is.
+    On a part of the questions, or other ones than the run's own, or through a server, the files are named for
+    it, report-N.json, report-NAME-SPLIT.json or report-server.json, and leave the whole report as it is.
 
     Returns:
         The content of report.json.
     """
-    path, start, label = run.path, time.monotonic(), _label(run, questions)
+    path, start, label = run.path, time.monotonic(), _label(run, questions, engine)
     leaks = find_leaks(run, questions)
+    local = isinstance(engine, LocalEngine)
     flagged = {id for ids in leaks["flagged"].values() for id in ids} if leaks["looked_for"] else set()
     measured = Measurement(engine, run, questions, config)
     report = {
@@ -131,12 +143,13 @@ def evaluate_engine(
         "orders": measured.orders(),
         "explanations": measured.explanations(),
         "traps": measured.traps(),
-        "not_measured": _not_measured(config, path, measured),
+        "not_measured": _not_measured(config, path, measured, local),
         "scoring": engine.way,
-        "device": engine.device_record(),
         "selftest": last_selftest(engine.tuned.device) if isinstance(engine, LocalEngine) else None,
     }
     worst = measured.worst()
+    device = engine.device_record()  # at the end, when a server's retries are all counted
+    report |= {"device": device, "engine": None if local else device}
     report |= {"seconds": round(time.monotonic() - start, 1), **provenance()}
     write_jsonl(path / f"predictions{label}.jsonl", _prediction_rows(measured))
     if measured.explained:
@@ -176,7 +189,7 @@ def _calibration(measured: Measurement) -> dict[str, Any]:
     }
 
 
-def _not_measured(config: EvaluateConfig, path: Path, measured: Measurement) -> list[str]:
+def _not_measured(config: EvaluateConfig, path: Path, measured: Measurement, local: bool) -> list[str]:
     """Say what the settings or the calibration leave out, and how to get it."""
     uncalibrated = measured.calibration is not None and measured.calibrated(config.orders) is None
     asked = {
@@ -185,13 +198,18 @@ def _not_measured(config: EvaluateConfig, path: Path, measured: Measurement) -> 
         "the explanations": ("explanations", config.explanations > 0, "200"),
         "traps": ("traps", config.traps > 0, "500"),
     }
+    again = f"medqa evaluate {path}" + ("" if local else " --engine openai:URL")
     texts = [
-        f"Not measured: {what}. `medqa evaluate {path} --set evaluate.{key}={value}` does."
+        f"Not measured: {what}. `{again} --set evaluate.{key}={value}` does."
         for what, (key, wanted, value) in asked.items()
         if not wanted
     ]
     if ("medqa", "base") not in measured.predictions:
-        texts.append("Not measured: the base model, which the engine doesn't serve.")
+        texts.append(
+            "Not measured: the base model, which was not served, and so what tuning gained. "
+            f"`medqa evaluate {path}` does where the base model is, and `--engine openai:URL#TUNED,BASE` with a "
+            "server that has both."
+        )
     if uncalibrated:
         command = f"medqa calibrate {path} --orders {config.orders}"
         texts.append(f"Not calibrated over {config.orders} option orders. `{command}` does.")

@@ -1,6 +1,7 @@
 """What a served model is and how it was measured, in words for those who ask it.
 
-Every number comes from the run's own files: run.json, and report.json if it was made of this very adapter.
+Every number comes from the run's own files: run.json, and report.json, or else report-server.json, if it was
+made of this very adapter.
 Whatever is missing there is missing here, and never made up.
 """
 
@@ -23,6 +24,9 @@ MIN_SUBJECT_ROWS = 30
 """Questions of a subject below which its share of right answers says little."""
 NUM_WEAK = 3
 SHOWN_RISK = 0.3
+
+_REPORTS = ("report.json", "report-server.json")
+"""The one made on this machine says more: it has the base model too."""
 
 NEVER_MEASURED = (
     "Never measured: real cases and patients, other exams than the one named below, what a wrong answer does "
@@ -90,16 +94,20 @@ def about(run: RunFolder) -> About:
         try:
             return _measured(About(name, base_model, made), report)
         except (KeyError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as exc:
-            _log.warning("%s/report.json can't be shown: %r", run.path, exc)
+            _log.warning("The report of %s can't be shown: %r", run.path, exc)
             unmeasured = "The report of this model is damaged. `medqa evaluate RUN` makes a new one."
     return About(name, base_model, made, unmeasured=unmeasured)
 
 
 def _report(run: RunFolder) -> tuple[Record | None, str]:
     """Read the report of this very model; else say why there is none."""
-    file = run.path / "report.json"
-    if not file.is_file():
+    found = [_read_report(run, run.path / name) for name in _REPORTS if (run.path / name).is_file()]
+    if not found:
         return None, "This model was not measured yet. `medqa evaluate RUN` does."
+    return next((one for one in found if one[0] is not None), found[0])
+
+
+def _read_report(run: RunFolder, file: Path) -> tuple[Record | None, str]:
     try:
         report = read_json(file)
     except (MedQAError, OSError) as exc:
@@ -181,6 +189,8 @@ def _measured(known: About, report: Record) -> About:
     view = report_view(report, ())
     data, tuned, score = report["data"], view["tuned"], view["score"]
     split = f"{_source(data['name'])}, {data['split']}"
+    if report.get("engine"):
+        split += "; on a server"
     fact = Fact("Measured on", f"{tuned['num_questions']:,} other questions: {split}")
     missing = (text.replace(report["run"], "RUN") for text in report["not_measured"])
     return dataclasses.replace(
@@ -201,13 +211,17 @@ def _figures(view: Record, score: Record) -> list[Figure]:
             f"of {tuned['num_questions']:,} questions answered right",
             interval(tuned["accuracy_interval"]),
         ),
-        Figure(percent(base["accuracy"]), "right before training", interval(base["accuracy_interval"])),
+    ]
+    if base:
+        before = percent(base["accuracy"]), "right before training", interval(base["accuracy_interval"])
+        found.append(Figure(*before))
+    found.append(
         Figure(
             points(score["ece"]),
             "mean gap between how sure it says it is and how often it is right (ECE)",
             f"chance alone gives {points(score['ece_by_chance'])}",
-        ),
-    ]
+        )
+    )
     if calibration["calibrated"]:
         found.append(_coverage(calibration["sets"]["lac"][SHOWN_ALPHA]))
         found += [_risk(row) for row in calibration["abstention"] if row["max_risk"] == SHOWN_RISK]

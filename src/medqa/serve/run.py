@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,9 @@ def serve(
             )
             host = f"[{access.host}]" if ":" in access.host else access.host
             started(f"http://{host}:{port}")
+            # uvicorn ends at SIGTERM and Ctrl-C, and then sends the signal again: a second SIGTERM would end
+            # the process before what follows here.
+            signal.signal(signal.SIGTERM, lambda *_: None)
             uvicorn.Server(config).run(sockets)
         finally:
             service.close()
