@@ -7,6 +7,7 @@ import torch
 
 from hardware import machines
 from medqa.config import ModelConfig
+from medqa.errors import DeviceError
 from medqa.hardware.device import Device, choose_device, default_batch, plan_memory, torch_build
 from medqa.hardware.doctor import compare_views, diagnose
 from medqa.hardware.probe import probe
@@ -59,6 +60,36 @@ def test_cards_without_bf16_get_fp16_products_on_fp32_weights(rocm):
     device = choose_device(ModelConfig())
     assert (device.precision, device.weight_dtype) == ("fp16", torch.float32)
     assert "no native bf16" in device.precision_reason
+
+
+@pytest.fixture
+def two_cards(rocm, monkeypatch):
+    """Pretend that there are two cards; what is made the current one."""
+    current = []
+    rocm("AMD Instinct MI300X", "gfx942")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", current.append)
+    return current
+
+
+def test_each_process_of_torchrun_has_a_card_of_its_own(two_cards, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert str(choose_device(ModelConfig()).torch_device) == "cuda:0"
+    assert two_cards == []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    device = choose_device(ModelConfig())
+    assert (str(device.torch_device), device.reason) == ("cuda:1", "accelerator 1, by torchrun's LOCAL_RANK")
+    assert two_cards == [1]
+
+
+@pytest.mark.parametrize("rank", ["2", "-1", "first"])
+def test_more_processes_than_cards_are_refused(two_cards, monkeypatch, rank):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(DeviceError, match=f"LOCAL_RANK is '{rank}', and torch sees 2 accelerators") as error:
+        choose_device(ModelConfig())
+    assert "--nproc-per-node 2" in error.value.hint
+    assert choose_device(ModelConfig(device="cpu")).is_cpu
+    assert two_cards == []
 
 
 def test_precision_can_be_set_and_the_scaler_is_for_fp16_alone():

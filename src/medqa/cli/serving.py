@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from medqa.cli.options import Run, Settings, Trust
+from medqa.cli.options import Run, Settings
 
 __all__ = ["serve"]
 
@@ -36,12 +36,11 @@ def serve(
         typer.Option(metavar="openai:URL", help="Server that holds the model, instead of this process."),
     ] = None,
     settings: Settings = None,
-    trust: Trust = None,
 ) -> None:
     """Serve a run: a web page, a JSON API and an OpenAI-style endpoint in one process.
 
     On loopback unless told otherwise; there is no public link and no telemetry. The page is at /, the API's
-    description at /docs. Ctrl-C finishes what is going on.
+    description at /docs. Ctrl-C finishes what is going on. A base model's own code is never run here.
 
     Examples:
       medqa serve runs/medmcqa-1
@@ -77,7 +76,7 @@ def serve(
     )
 
     def load() -> Answerer:
-        answerer = Answerer.load(run, trust, engine=engine, fast=True)
+        answerer = Answerer.load(run, engine=engine, fast=True)
         answerer.defaults = changed
         return answerer
 

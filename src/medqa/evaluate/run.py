@@ -207,8 +207,8 @@ def _not_measured(config: EvaluateConfig, path: Path, measured: Measurement, loc
     if ("medqa", "base") not in measured.predictions:
         texts.append(
             "Not measured: the base model, which was not served, and so what tuning gained. "
-            f"`medqa evaluate {path}` does where the base model is, and `--engine openai:URL#TUNED,BASE` with a "
-            "server that has both."
+            f"`medqa evaluate {path}` does where the base model is; so does `--engine openai:URL#TUNED,BASE` "
+            "if the server has both."
         )
     if uncalibrated:
         command = f"medqa calibrate {path} --orders {config.orders}"

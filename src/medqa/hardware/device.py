@@ -14,6 +14,7 @@ import torch
 
 from medqa.config import ModelConfig, RunConfig
 from medqa.errors import DeviceError, ModelError
+from medqa.hardware.torchrun import own_accelerator
 
 __all__ = [
     "Device",
@@ -179,7 +180,7 @@ def _torch_device(wanted: str) -> tuple[torch.device, str]:
         if torch.accelerator.is_available():
             found = torch.accelerator.current_accelerator()
             assert found is not None
-            index, reason = _own_accelerator()
+            index, reason = own_accelerator()
             return torch.device(found.type, index), reason
         return torch.device("cpu"), "torch sees no accelerator"
     try:
@@ -191,22 +192,6 @@ def _torch_device(wanted: str) -> tuple[torch.device, str]:
             "--set model.device=auto takes what is there; `medqa doctor` lists it",
         ) from exc
     return device, "set by model.device"
-
-
-def _own_accelerator() -> tuple[int, str]:
-    """Under torchrun, take the accelerator that is this process's own, and make it the current one."""
-    rank = os.environ.get("LOCAL_RANK")
-    if rank is None:
-        return 0, "the accelerator that torch sees"
-    count = torch.accelerator.device_count()
-    if not rank.isdecimal() or int(rank) >= count:
-        raise DeviceError(
-            f"LOCAL_RANK is {rank!r}, and torch sees {count} accelerator{'s' * (count != 1)}, numbered from 0",
-            f"torchrun --nproc-per-node {count}, or --set model.device=cpu",
-        )
-    # Captured graphs and streams belong to the current one, whatever the tensors' own.
-    torch.accelerator.set_device_index(int(rank))
-    return int(rank), f"accelerator {rank}, by torchrun's LOCAL_RANK"
 
 
 def _precision(device: torch.device, wanted: str) -> tuple[Precision, str]:

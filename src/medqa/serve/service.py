@@ -170,11 +170,11 @@ class Service:
         with self._changed:
             if self._closing:
                 raise BusyError("the server is shutting down", "try again later", retry_after_s=10)
-            wait_s = len(self._questions) / self._rate if self._rate else 1.0
+            wait_s = len(self._questions) / self._rate if self._rate else 0.0
             # What would be told that it took too long is better told at once.
             if len(queue) >= self._max_waiting or wait_s > self.time_limit_s:
                 raise BusyError(
-                    f"{len(queue)} are waiting already", "try again in a moment", retry_after_s=wait_s
+                    f"{len(queue)} are waiting already", "try again in a moment", retry_after_s=max(wait_s, 1.0)
                 )
             queue.append(one)  # type: ignore[arg-type]  # each caller has the queue of its kind
             self._changed.notify_all()
