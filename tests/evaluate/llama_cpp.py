@@ -5,6 +5,7 @@ Run as a program, it serves one GGUF file until it is ended: `python llama_cpp.p
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -124,9 +125,7 @@ def wait_for(port, process, log):
 
 
 def serve(settings):
-    """Serve until this process is ended."""
-    import signal
-
+    """Serve until this process or the one that started it is ended."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -139,9 +138,9 @@ def serve(settings):
     # As exact as it goes: nothing in half precision.
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    server = xllamacpp.Server(params)
-    while server:
-        signal.pause()
+    server, parent = xllamacpp.Server(params), os.getppid()
+    while server and os.getppid() == parent:
+        time.sleep(0.5)
 
 
 if __name__ == "__main__":

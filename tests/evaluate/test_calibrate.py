@@ -12,6 +12,8 @@ from medqa.data.prepared import begin_corpus
 from medqa.errors import CalibrationError
 from medqa.evaluate import calibrate as calibrate_module
 from medqa.evaluate.calibrate import calibrate, load_calibration, usual_orders
+from medqa.evaluate.canaries import score_canaries
+from medqa.evaluate.engine import LocalEngine
 from medqa.evaluate.run import evaluate
 from medqa.files import file_sha256
 from medqa.model.tuned import load_tuned
@@ -74,6 +76,26 @@ def test_questions_of_the_evaluation_and_of_training_are_never_among_those_used(
         patch.setattr(calibrate_module.CalibrationFile, "write", lambda self, folder: None)
         calibrate(calibrated_run, [1])
     assert asked == used
+
+
+def test_known_questions_are_kept_with_what_the_model_makes_of_them(calibrated_copy):
+    canaries = kept_calibration(calibrated_copy).canaries
+    assert canaries
+    again = score_canaries(LocalEngine(load_tuned(calibrated_copy)))
+    assert [c.example.question for c in again] == [c.example.question for c in canaries]
+    for before, now in zip(canaries, again, strict=True):
+        assert now.log_likelihoods == pytest.approx(before.log_likelihoods, abs=1e-4)
+        assert now.base_log_likelihoods == pytest.approx(before.base_log_likelihoods, abs=1e-4)
+    assert any(c.log_likelihoods != c.base_log_likelihoods for c in canaries)
+    file = calibrated_copy / "adapter/calibration.json"
+    values = json.loads(file.read_text())
+    values["canaries"][0]["log_likelihoods"].pop()
+    file.write_text(json.dumps(values))
+    with pytest.raises(CalibrationError, match="damaged"):
+        kept_calibration(calibrated_copy)
+    del values["canaries"]  # as older files are
+    file.write_text(json.dumps(values))
+    assert kept_calibration(calibrated_copy).canaries == ()
 
 
 def test_too_few_held_back_is_a_notice_and_the_run_is_whole(settings, tmp_path):

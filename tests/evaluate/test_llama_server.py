@@ -106,7 +106,8 @@ def test_explanations_begin_alike(local, remote, examples):
         if theirs.text == ours.text:
             assert theirs.finished == ours.finished
     assert any(written.finished for written in there)
-    assert "".join(remote.stream(prompts[0], 60)).strip() == there[0].text
+    *pieces, whole = remote.stream(prompts[0], 60)
+    assert ("".join(pieces).strip(), whole) == (there[0].text, there[0])
     begun = remote.stream(prompts[0], 200)
     next(begun)
     begun.close()

@@ -21,6 +21,7 @@ from medqa.evaluate.protocol import Address
 from medqa.evaluate.remote import RemoteEngine, load_remote
 from medqa.evaluate.score import Item, make_items
 from medqa.files import file_sha256, write_json
+from medqa.model.generate import Written
 from medqa.model.load import load_run_renderer
 from medqa.prompts import PromptRenderer
 from medqa.recipe import load_recipe
@@ -394,13 +395,11 @@ def test_texts_are_written_as_on_this_machine(server, connect, renderer):
 def test_a_text_comes_in_pieces(server, connect):
     server.text = "Since it is so."
     engine = connect()
-    stream = engine.stream([1, 2], 40)
-    assert [next(stream) for _ in range(4)] == ["Since", "it", "is", "so."]
-    with pytest.raises(StopIteration) as end:
-        next(stream)
-    assert end.value.value is True
+    *pieces, whole = engine.stream([1, 2], 40)
+    assert pieces == ["Since", "it", "is", "so."]
+    assert whole == Written("".join(pieces), True)
     assert server.asked[0]["stream"] is True
-    assert list(engine.stream([1] * LENGTH, 40)) == []
+    assert list(engine.stream([1] * LENGTH, 40)) == [Written("", False)]
 
 
 @pytest.mark.parametrize(

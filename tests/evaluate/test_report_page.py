@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from medqa.cli.trust_output import print_report
 from medqa.evaluate import charts
 from medqa.evaluate.confidence import measure_calibrated, measure_orders
 from medqa.evaluate.orders import OrderedPrediction
@@ -313,6 +314,25 @@ def test_what_was_not_measured_is_told_with_its_command(report, tmp_path):
     assert "Only a part was scored" in page.text
     assert page.tags.count("svg") == 2
     assert "word for word. Share it" not in page.text
+
+
+def test_without_a_base_model_it_stands_nowhere(report, tmp_path, capsys):
+    for score in report["scores"].values():
+        score |= {"base": None, "change": None}
+    report["scores"]["medqa"]["without_flagged"] |= {"base": None, "change": None}
+    report["engine"] = {"name": "tuned at gpu-1:8000", "precision": "its own"}
+    text, page = rendered(report, [], tmp_path)
+    assert "The base model was not measured" in page.text
+    assert "Own prompt, without flagged questions" in page.text
+    assert "not verified: the run keeps no known questions" in page.text
+    assert not re.search(
+        r">Base<|Gain|gained|McNemar|>base<|thin mark| before</h1>", text.replace("gained is", "")
+    )
+    assert page.tags.count("polyline") < rendered(made_report(), [], tmp_path)[1].tags.count("polyline")
+    print_report(report | {"explanations": None})
+    told = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "without them, own prompt: tuned" in told
+    assert "Change" not in told
 
 
 def test_no_calibration_at_all(report, tmp_path):

@@ -121,6 +121,22 @@ def write(run, report):
     (run.path / "report.json").write_text(json.dumps(report))
 
 
+def test_a_report_made_through_a_server_is_shown_for_want_of_another(run, report):
+    write(run, report)
+    best = about(run)
+    served = {**report, "engine": {"name": "tuned at gpu-1:8000", "precision": "its own"}}
+    served["scores"] = {"medqa": {**report["scores"]["medqa"], "base": None, "change": None}}
+    (run.path / "report-server.json").write_text(json.dumps(served))
+    assert about(run) == best
+    for change in ({"adapter_sha256": "other"}, {"version": 0}):
+        write(run, {**report, **change})
+        found = about(run)
+        assert found.unmeasured is None
+        assert found.made[-1].text.endswith("; on a server")
+        assert [f for f in best.figures if f.words != "right before training"] == list(found.figures)
+        assert len(found.figures) == len(best.figures) - 1
+
+
 def test_how_it_was_made(run):
     found = about(run)
     assert (found.name, found.base_model) == ("mine", "Qwen3-1.7B")

@@ -188,27 +188,28 @@ class RemoteEngine:
 
     def stream(
         self, prompt: list[int], max_new_tokens: int, *, adapted: bool = True
-    ) -> Generator[str, None, bool]:
-        """Write the text that follows a prompt, piece by piece; closing the generator hangs up.
+    ) -> Generator[str | Written, None, None]:
+        """Write the text that follows a prompt: its pieces as they come, lastly the whole.
 
-        Returns:
-            Whether the text ended by itself.
+        Closing the generator hangs up.
 
         Raises:
             EngineError: If the server can't be reached, or breaks off.
         """
         body = {**self._writing(self._model(adapted), prompt, max_new_tokens), "stream": True}
         finished = None if body["max_tokens"] > 0 else False
+        pieces: list[str] = []
         if finished is None:
             with self.connection.stream("completions", body) as lines:
                 for event in map(read_event, lines):
                     if event is not None:
                         if event[0]:
+                            pieces.append(event[0])
                             yield event[0]
                         finished = event[1] if event[1] is not None else finished
         if finished is None:
             raise EngineError(f"{self.address.url} broke off the text", "look at the server's own log")
-        return finished
+        yield Written("".join(pieces).strip(), finished)
 
     def _writing(self, model: ServedModel, prompt: list[int], max_new_tokens: int) -> dict[str, Any]:
         stop = self.renderer.stop_ids

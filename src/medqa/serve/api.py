@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.models import Example
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -20,6 +21,7 @@ from medqa.records import NOTICE, Answer
 from medqa.serve.chat import chat_routes
 from medqa.serve.desk import Desk, unless_gone
 from medqa.serve.wire import (
+    STREAMED,
     AnswerReply,
     AnswerRequest,
     Asked,
@@ -51,6 +53,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     502: {"model": ErrorReply, "description": "The engine does not answer"},
     503: {"model": ErrorReply, "description": "The server can't answer now"},
     504: {"model": ErrorReply, "description": "It took longer than the time limit"},
+}
+
+_QUESTION = {"question": "Which vitamin prevents scurvy?", "options": ["Vitamin A", "Vitamin C", "Vitamin K"]}
+_EXAMPLES: dict[str, Example] = {
+    "letter": {"summary": "The letter", "value": _QUESTION},
+    "explanation": {"summary": "With an explanation", "value": {**_QUESTION, "explain": True}},
+    "stream": {"summary": "As it is written", "value": {**_QUESTION, "explain": True, "stream": True}},
 }
 
 
@@ -88,8 +97,10 @@ def build_api(desk: Desk) -> FastAPI:
 
 
 def _add_answers(app: FastAPI, desk: Desk) -> None:
-    @app.post("/v1/answer", response_model=AnswerReply, responses=_ERRORS, tags=["answers"])
-    async def answer(request: Request, asked: Annotated[AnswerRequest, Body()]) -> Response:
+    @app.post("/v1/answer", response_model=AnswerReply, responses={**STREAMED, **_ERRORS}, tags=["answers"])
+    async def answer(
+        request: Request, asked: Annotated[AnswerRequest, Body(openapi_examples=_EXAMPLES)]
+    ) -> Response:
         """Answer one question.
 
         With `stream`, server-sent events: `answer` with the letter and how far to trust it, `token` with

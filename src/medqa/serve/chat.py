@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Request
+from fastapi.openapi.models import Example as OpenAPIExample
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,7 +22,7 @@ from medqa.prompts import PromptRenderer
 from medqa.records import Answer, Example
 from medqa.serve.answerer import MAX_CHARACTERS
 from medqa.serve.desk import Desk, unless_gone
-from medqa.serve.wire import answer_json, error_reply
+from medqa.serve.wire import STREAMED, answer_json, error_reply
 
 __all__ = ["chat_routes"]
 
@@ -130,8 +131,17 @@ def chat_routes(desk: Desk, errors: dict[int | str, dict[str, Any]]) -> APIRoute
         one = {"id": model, "object": "model", "created": created, "owned_by": "medqa"}
         return {"object": "list", "data": [one]}
 
-    @router.post("/chat/completions")
-    async def chat(request: Request, asked: Annotated[ChatRequest, Body()]) -> Response:
+    text = "Which vitamin prevents scurvy?\nA. Vitamin A\nB. Vitamin C\nC. Vitamin K"
+    sample = {"model": model, "messages": [{"role": "user", "content": text}]}
+    examples: dict[str, OpenAPIExample] = {
+        "whole": {"summary": "The whole reply", "value": sample},
+        "stream": {"summary": "As it is written", "value": {**sample, "stream": True}},
+    }
+
+    @router.post("/chat/completions", responses=STREAMED)
+    async def chat(
+        request: Request, asked: Annotated[ChatRequest, Body(openapi_examples=examples)]
+    ) -> Response:
         """Answer the exam question in the last message: its text, then the options, one a line."""
         if asked.model != model:
             raise DataError(f"there is no model {asked.model[:100]!r}", f"this server has {model!r}")

@@ -24,6 +24,7 @@ from medqa.records import Answer, Example
 from medqa.serve.answerer import MAX_CHARACTERS
 
 __all__ = [
+    "STREAMED",
     "AnswerReply",
     "AnswerRequest",
     "BatchReply",
@@ -37,6 +38,14 @@ __all__ = [
 ]
 
 MAX_BATCH = 256
+
+# What a description says of a reply that can also come piece by piece.
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, as server-sent events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
 
 # C0 and C1 but for tab and line ends, and what turns the direction of writing around.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
