@@ -134,7 +134,7 @@ def malformed(bodies, draw):
     if kind == 7:
         depth = draw.choice([50, 1_000, 100_000])
         opening, closing = draw.choice([(b"[", b"]"), (b'{"question":', b"}"), (b'{"messages":[', b"]}")])
-        return "POST", path, headers, (opening * depth + b"1" + closing * depth)[:200_000]
+        return "POST", path, headers, (opening * depth + b"1" + closing * depth)[:400_000]
     if kind == 8:
         number = draw.choice([b"9" * 5_000, b"1e999", b"-1e999", b"NaN", b"Infinity", b"1" * 100_000])
         return "POST", path, headers, b'{"question": "q", "options": ["a", "b"], "alpha": ' + number + b"}"
@@ -153,7 +153,7 @@ def malformed(bodies, draw):
         return "POST", path, {"content-type": draw.choice(types)}, whole
     method = draw.choice(["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "BREW"])
     strange = draw.choice(["x-a", "origin", "authorization", "cookie", "range", "accept-encoding", "expect"])
-    value = "".join(draw.choices("abc ;=,*/<>\x80\xff", k=40)).encode("latin-1")
+    value = "".join(draw.choices("abc ;=,*/<>\x80\xff", k=40)).strip().encode("latin-1")
     return method, draw.choice(OTHER_PATHS), {strange: value}, draw.choice([b"", whole])
 
 
@@ -214,7 +214,10 @@ class Storm:
         # The base model of these tests is a folder, and goes by its path.
         shown = response.text.replace(self.expected["model"], "")
         assert not INSIDE.search(shown), (request, response.text)
+        if response.text == "Invalid HTTP request received.":
+            return  # uvicorn's own: what is no HTTP never gets to the application
         if response.status_code >= 400 and request[0] != "HEAD":
+            assert "json" in response.headers["content-type"], (request, response.text)
             assert set(response.json()["error"]) == {"type", "message", "hint"}, (request, response.text)
 
     def note(self, response):

@@ -62,10 +62,11 @@ def _server(engine: Record) -> list[tuple[str, str, bool]]:
             f"{found['num_other_letters']} with another answer"
         )
     retries = engine.get("num_retries")
+    model, _, url = engine["name"].rpartition(" at ")  # llama.cpp's server names a model by its file
     return [
-        ("Server", engine["name"], True),
+        ("Server", f"{short_name(model)} at {url}", True),
         ("Its precision", engine["precision"], False),
         ("Is it this run's model?", verified, False),
-        ("Base model there", engine.get("base_model") or "not served", False),
+        ("Base model there", short_name(engine.get("base_model") or "not served"), False),
         ("Requests sent again", f"{retries:,}" if retries else "", False),
     ]
