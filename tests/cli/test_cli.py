@@ -1,5 +1,6 @@
 """The command line as a user meets it: in a process of its own."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,8 +8,15 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from medqa.cli.answer_output import print_answer
 from medqa.cli.app import app, main
-from medqa.records import NOTICE
+from medqa.errors import EngineError
+from medqa.records import NOTICE, Example
+from medqa.serve.access import Gate
+from medqa.serve.answerer import Answerer
+from medqa.serve.api import build_api
+from medqa.serve.desk import Desk
+from medqa.serve.service import Service
 
 
 def call(monkeypatch, capsys, *args):
@@ -23,6 +31,9 @@ def call(monkeypatch, capsys, *args):
 @pytest.fixture
 def medqa(monkeypatch, capsys):
     return lambda *args: call(monkeypatch, capsys, *args)
+
+
+TWO = ("-q", "q", "-o", "a", "-o", "b")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,16 @@ def medqa(monkeypatch, capsys):
         (("ask", "x", "-q", " ", "-o", "a", "-o", "b"), "question is empty", "text"),
         (("ask", "x", "-o", "a", "-o", "b"), "options without a question", "-q"),
         (("ask", "x"), "no question", "--file"),
+        (("ask", "-q", "q"), "neither a run nor a server", "medqa ask --serve URL"),
+        (("ask", "x", "--serve", "http://a", "-q", "q"), "a run and a server", "medqa ask RUN"),
+        (("ask", "--serve", "localhost:1", *TWO), "is not the address of a server", "http://127.0.0.1:7860"),
+        (("ask", "--serve", "http://127.0.0.1:1", *TWO), "nothing answers at", "medqa serve RUN"),
+        (
+            ("ask", "--serve", "http://a", *TWO, "--set", "serve.max_explanation_tokens=4"),
+            "can't be sent along",
+            "serve.alpha",
+        ),
+        (("ask", "--serve", "http://a", *TWO, "--trust-remote-code", "m"), "no effect", "medqa serve"),
         (("ask", "x", "--file", "none.json"), "can't be read", "question"),
         (("recipe", "show", "nope"), "unknown recipe", "Known"),
         (("data", "--check", "none.csv"), "no file 'none.csv'", "path"),
@@ -101,6 +122,60 @@ def test_ask_by_flags_by_file_and_as_json(medqa, finished_run, tmp_path):
     assert set(answer["probabilities"]) == {"A", "B"}
     file.write_text(json.dumps({"question": "q", "opa": "4", "opb": "9"}))
     assert medqa("ask", finished_run, "--file", file, "--no-explain")[0] == 0
+
+
+def test_ask_shows_the_letter_at_once_and_the_notice_whatever_happens(finished_run, capsys):
+    answerer = Answerer.load(finished_run)
+    example = Example("What comes after 3?", ("4", "9"))
+    first, *_, last = answerer.stream(example)
+    shown = []
+
+    def parts(*, fails):
+        yield first
+        shown.append(capsys.readouterr().out)
+        yield "  \x1b[31mOne [b]word[/], "
+        yield "then"
+        shown.append(capsys.readouterr().out)
+        yield " another.\nA line " + "of words " * 20
+        if fails:
+            raise EngineError("it broke off")
+        yield dataclasses.replace(last, explanation="...", explanation_check={"warning": "[c] is odd"})
+
+    print_answer(parts(fails=False), example.options)
+    assert "Answer: " in shown[0]
+    assert NOTICE not in " ".join(shown[0].split())
+    assert shown[1] == "\n[31mOne [b]word[/],"  # a word is shown once it is whole
+    rest = capsys.readouterr().out
+    assert rest.startswith(" then another.\nA line of words")
+    assert max(map(len, rest.splitlines())) <= 80
+    assert rest.index("Beware: [c] is odd") < rest.index("Not medical advice")
+    with pytest.raises(EngineError):
+        print_answer(parts(fails=True), example.options)
+    assert NOTICE in " ".join(capsys.readouterr().out.split())
+
+
+def test_ask_a_server_is_ask_without_a_model(medqa, calibrated_run, monkeypatch):
+    from serve.conftest import running
+
+    service = Service(Answerer.load(calibrated_run))
+    app = Gate(
+        build_api(Desk(service)), host="127.0.0.1", api_key="a-key-of-sixteen-signs", wrong_key_wait_s=0
+    )
+    with running(app) as url:
+        flags = (*QUESTION[:-1], "--set", "serve.orders=4")
+        code, _, err = medqa("ask", "--serve", url, *flags)
+        assert code == 2
+        assert "asks for an API key\nHint: export MEDQA_API_KEY" in err
+        for more in ((), ("--no-explain",), ("--json",)):
+            monkeypatch.setenv("MEDQA_API_KEY", "a-key-of-sixteen-signs")
+            code, out, err = medqa("ask", "--serve", url, *flags, *more)
+            assert code == 0, err
+            local = medqa("ask", calibrated_run, *flags, *more)[1]
+            if more == ("--json",):
+                assert set(json.loads(out)) == set(json.loads(local))
+                out, local = json.loads(out)["explanation"], json.loads(local)["explanation"]
+            assert out == local
+    service.close()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ _IGNORED = (
 class Part(BaseModel):
     """A part of a message."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     type: Literal["text"]
     text: Annotated[str, Field(max_length=MAX_CHARACTERS)]
@@ -46,7 +46,7 @@ class Part(BaseModel):
 class ChatMessage(BaseModel):
     """A message."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, Field(max_length=MAX_CHARACTERS)] | list[Part]
@@ -60,13 +60,15 @@ class ChatMessage(BaseModel):
 class StreamOptions(BaseModel):
     """How to stream."""
 
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
     include_usage: bool = False
 
 
 class ChatRequest(BaseModel):
     """A conversation whose last message is a question with its options, one a line."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
 
     model: Annotated[str, Field(max_length=500)]
     """Name of the model, from /v1/models."""

@@ -39,11 +39,17 @@ __all__ = [
 
 MAX_BATCH = 256
 
+_EVENT = {
+    "type": "object",
+    "description": "Each event; its data is JSON, or [DONE] at the end of a chat",
+    "required": ["data"],
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+}
 # What a description says of a reply that can also come piece by piece.
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream`, as server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }
 
