@@ -35,14 +35,14 @@ def test_slots_are_filled_so_that_every_token_belongs_to_a_row():
     torch.testing.assert_close(packed.weight_M[:num], exact.weight_M)
     assert not packed.weight_M[num:].any()
     assert not packed.answer_M[num:].any()
-    assert {len(t) for t in packed.tensors()} == {32, 9, 10}
+    assert {len(t) for t in packed.tensors().values()} == {32, 9, 10}
 
 
 def test_slots_fit_each_of_the_batches():
     batches = [ROWS, ROWS[:1], ROWS[1:]]
     slots = slots_for(batches)
     assert slots.num_tokens % 64 == slots.num_labels % 64 == 0
-    shapes = {tuple(t.shape for t in pack(rows, 0.5, slots).tensors()) for rows in batches}
+    shapes = {tuple(t.shape for t in pack(rows, 0.5, slots).tensors().values()) for rows in batches}
     assert len(shapes) == 1
     long = [row_of([1] * (slots.longest + 1), 2)]
     for rows in (ROWS * 20, long):  # a longer row would be attended to in part
@@ -59,8 +59,10 @@ def test_spans_give_their_places():
 def test_a_copy_into_a_static_batch_changes_its_values_only():
     slots = Slots(num_tokens=64, num_labels=64, num_rows=20, longest=6)
     static = pack(ROWS, 0.5, slots)
-    addresses = [t.data_ptr() for t in static.tensors()]
+    addresses = [t.data_ptr() for t in static.tensors().values()]
     pack(ROWS[1:], 0.5, slots).copy_into(static)
-    assert [t.data_ptr() for t in static.tensors()] == addresses
-    for ours, expected in zip(static.tensors(), pack(ROWS[1:], 0.5, slots).tensors(), strict=True):
+    assert [t.data_ptr() for t in static.tensors().values()] == addresses
+    for ours, expected in zip(
+        static.tensors().values(), pack(ROWS[1:], 0.5, slots).tensors().values(), strict=True
+    ):
         assert torch.equal(ours, expected)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from medqa.model.packed import PackedBatch
+from medqa.model.packed import PackedRows
 
 __all__ = ["AttentionKernel", "attend", "choose_kernel"]
 
@@ -22,7 +22,7 @@ def attend(
     q_NHE: torch.Tensor,
     k_NGE: torch.Tensor,
     v_NGE: torch.Tensor,
-    batch: PackedBatch,
+    batch: PackedRows,
     kernel: AttentionKernel,
 ) -> torch.Tensor:
     """Attend within each row.
@@ -74,7 +74,7 @@ def choose_kernel(
     bounds = (0, 5, 5, 40, 64)
     bound_S = torch.tensor(bounds, dtype=torch.int32, device=device)
     empty = torch.empty(0, device=device)
-    batch = PackedBatch(empty, empty, bound_S, empty, empty, empty, empty, longest=35, bounds=bounds)
+    batch = PackedRows(empty, empty, bound_S, empty, longest=35, bounds=bounds)
     inputs = [torch.randn(64, heads, E, generator=generator) for heads in (H, G, G)]
     upstream = torch.randn(64, H, E, generator=generator)
     results = []

@@ -13,7 +13,7 @@ import torch
 from medqa.hardware.device import Device
 from medqa.hardware.graphs import capture, has_graphs
 from medqa.model.decoder import PackedDecoder
-from medqa.model.packed import PackedBatch, Slots, pack_spans
+from medqa.model.packed import PackedRows, Slots, pack_spans
 
 __all__ = ["CapturedReader"]
 
@@ -33,7 +33,7 @@ class CapturedReader:
     def __init__(self, decoder: PackedDecoder, device: Device) -> None:
         """Capture all passes, which takes some seconds; nothing where the device has no graphs."""
         self.decoder, self._device = decoder, device
-        self._passes: dict[int, tuple[Slots, PackedBatch, torch.Tensor, Callable[[], None]]] = {}
+        self._passes: dict[int, tuple[Slots, PackedRows, torch.Tensor, Callable[[], None]]] = {}
         # The other kernels of attention go by numbers on the host, which a capture would hold for ever.
         if has_graphs(device) and decoder.kernel == "varlen":
             for num_tokens in reversed(NUM_TOKENS):  # the largest first: the others fit into its memory
@@ -54,11 +54,11 @@ class CapturedReader:
         if not adapted or num_places > NUM_ROWS or len(rows) > NUM_ROWS or max(map(len, rows)) > longest:
             return self.decoder.read(rows, spans, adapted=adapted)
         slots, static, hidden_MD, replay = self._passes[fitting[0]]
-        pack_spans(rows, spans, slots).staged(self._device.torch_device).copy_into(static)
+        pack_spans(rows, spans, slots).copy_into(static)
         replay()
         return hidden_MD[:num_places]
 
-    def _capture(self, num_tokens: int) -> tuple[Slots, PackedBatch, torch.Tensor, Callable[[], None]]:
+    def _capture(self, num_tokens: int) -> tuple[Slots, PackedRows, torch.Tensor, Callable[[], None]]:
         longest = min(LONGEST, num_tokens)
         slots = Slots(num_tokens, NUM_ROWS, NUM_ROWS + -(-num_tokens // longest), longest)
         static = pack_spans([[0]], [(0, 1)], slots).to(self._device.torch_device)

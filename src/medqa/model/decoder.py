@@ -20,7 +20,7 @@ from medqa.model.attention import attend, choose_kernel
 from medqa.model.elementwise import LAUNCHED
 from medqa.model.flat import AdapterPart, FlatAdapter, GroupFactors
 from medqa.model.fused import adapted_linear, rotate, swiglu, weighted_nll
-from medqa.model.packed import PackedBatch, pack_spans
+from medqa.model.packed import PackedBatch, PackedRows, pack_spans
 
 __all__ = ["FAMILIES", "Attention", "PackedDecoder", "why_not_packed"]
 
@@ -138,7 +138,7 @@ class PackedDecoder:
         )
         return loss, (nll_M * batch.answer_M).sum()
 
-    def hidden(self, batch: PackedBatch, *, adapted: bool = True) -> torch.Tensor:
+    def hidden(self, batch: PackedRows, *, adapted: bool = True) -> torch.Tensor:
         """Return the last hidden state at the batch's positions.
 
         Args:

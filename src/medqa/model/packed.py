@@ -5,13 +5,14 @@ Shape legend: S rows, N tokens of all rows, M labelled tokens.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from medqa.model.batch import TokenisedRow
 
-__all__ = ["PackedBatch", "Slots", "pack", "pack_spans", "slots_for"]
+__all__ = ["PackedBatch", "PackedRows", "Slots", "pack", "pack_spans", "slots_for"]
 
 # Matrix products like sizes that are multiples of it; at 2,700 tokens it costs 1 %.
 MULTIPLE = 64
@@ -34,18 +35,18 @@ class Slots:
     longest: int
 
 
+Self = TypeVar("Self", bound="PackedRows")
+
+
 @dataclasses.dataclass(frozen=True)
-class PackedBatch:
-    """Rows end to end, and where their labels are.
+class PackedRows:
+    """Rows end to end, and the positions that are looked at.
 
     Shapes:
         token_N: (N,) token ids.
         place_N: (N,) place of each token in its row, from 0.
         bound_S: (S + 1,) int32; row s takes tokens bound_S[s] to bound_S[s + 1].
-        position_M: (M,) index of the token before each label.
-        label_M: (M,) token to be predicted there.
-        weight_M: (M,) share of the label in its row's loss; each row adds up to 1, what fills up to 0.
-        answer_M: (M,) 1 where the label belongs to the letter, else 0.
+        position_M: (M,) index of each token that is looked at.
 
     Attributes:
         longest: Tokens of the longest row, at most.
@@ -56,37 +57,45 @@ class PackedBatch:
     place_N: torch.Tensor
     bound_S: torch.Tensor
     position_M: torch.Tensor
-    label_M: torch.Tensor
-    weight_M: torch.Tensor
-    answer_M: torch.Tensor
     longest: int
     bounds: tuple[int, ...]
 
-    def tensors(self) -> list[torch.Tensor]:
-        """List the tensors, always in the same order."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return [value for value in values if isinstance(value, torch.Tensor)]
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors by name, always in the same order."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
-    def to(self, device: torch.device) -> "PackedBatch":
+    def to(self: Self, device: torch.device) -> Self:
         """Copy the tensors to a device, without waiting if they are staged."""
-        return self._replaced(
-            [tensor.to(device, non_blocking=tensor.is_pinned()) for tensor in self.tensors()]
-        )
+        copies = {n: t.to(device, non_blocking=t.is_pinned()) for n, t in self.tensors().items()}
+        return dataclasses.replace(self, **copies)
 
-    def staged(self, device: torch.device) -> "PackedBatch":
+    def staged(self: Self, device: torch.device) -> Self:
         """Put the tensors into pinned memory, which a copy needs in order not to hold up the host."""
         if device.type in ("cpu", "mps"):
             return self
-        return self._replaced([tensor.pin_memory() for tensor in self.tensors()])
+        return dataclasses.replace(self, **{n: t.pin_memory() for n, t in self.tensors().items()})
 
-    def _replaced(self, tensors: list[torch.Tensor]) -> "PackedBatch":
-        names = [f.name for f in dataclasses.fields(self) if f.name not in ("longest", "bounds")]
-        return dataclasses.replace(self, **dict(zip(names, tensors, strict=True)))
-
-    def copy_into(self, static: "PackedBatch") -> None:
+    def copy_into(self: Self, static: Self) -> None:
         """Overwrite the tensors of a batch of the same shape, which a captured graph reads."""
-        for target, source in zip(static.tensors(), self.tensors(), strict=True):
-            target.copy_(source, non_blocking=source.is_pinned())
+        targets = static.tensors()
+        for name, source in self.tensors().items():
+            targets[name].copy_(source, non_blocking=source.is_pinned())
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatch(PackedRows):
+    """Rows to train on: the positions looked at are those before labels.
+
+    Shapes:
+        label_M: (M,) token to be predicted there.
+        weight_M: (M,) share of the label in its row's loss; each row adds up to 1, what fills up to 0.
+        answer_M: (M,) 1 where the label belongs to the letter, else 0.
+    """
+
+    label_M: torch.Tensor
+    weight_M: torch.Tensor
+    answer_M: torch.Tensor
 
 
 def _round_up(number: int, multiple: int = MULTIPLE) -> int:
@@ -127,14 +136,40 @@ def pack(rows: Sequence[TokenisedRow], answer_weight: float, slots: Slots | None
     parts = [np.concatenate(part) for part in (token, position, label, weight, answer)]
     if slots is not None:
         lengths, parts = _filled(lengths, parts, slots)
-    token_N, *labels = parts
-    return _packed(token_N, lengths, labels, slots.longest if slots else max(lengths))
+    token_N, position_M, label_M, weight_M, answer_M = parts
+    packed = _packed(token_N, lengths, position_M, slots)
+    return PackedBatch(
+        **{field.name: getattr(packed, field.name) for field in dataclasses.fields(packed)},
+        label_M=torch.from_numpy(label_M.astype(np.int64)),
+        weight_M=torch.from_numpy(weight_M.astype(np.float32)),
+        answer_M=torch.from_numpy(answer_M.astype(np.float32)),
+    )
+
+
+def pack_spans(
+    rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]], slots: Slots | None = None
+) -> PackedRows:
+    """Lay rows end to end, and look at a span (start, stop) of each.
+
+    With slots, the room that is left is filled as by `pack`, and further positions are 0.
+    """
+    lengths = [len(row) for row in rows]
+    starts = np.cumsum([0, *lengths])
+    positions = [start + np.arange(*span) for start, span in zip(starts.tolist(), spans, strict=False)]
+    parts: list[np.typing.NDArray[np.generic]] = [
+        np.concatenate([np.array(row) for row in rows]),
+        np.concatenate(positions),
+    ]
+    if slots is not None:
+        lengths, parts = _filled(lengths, parts, slots)
+    token_N, position_M = parts
+    return _packed(token_N, lengths, position_M, slots)
 
 
 def _filled(
     lengths: list[int], parts: list[np.typing.NDArray[np.generic]], slots: Slots
 ) -> tuple[list[int], list[np.typing.NDArray[np.generic]]]:
-    """Fill up to a fixed shape: rows of token 0, and labels of weight 0."""
+    """Fill up to a fixed shape: rows of token 0, and positions and labels of 0."""
     left = slots.num_tokens - sum(lengths)
     fillers = [min(slots.longest, left - used) for used in range(0, left, slots.longest)]
     empty = slots.num_rows - len(lengths) - len(fillers)
@@ -148,42 +183,19 @@ def _filled(
     )
 
 
-def pack_spans(
-    rows: Sequence[Sequence[int]], spans: Sequence[tuple[int, int]], slots: Slots | None = None
-) -> PackedBatch:
-    """Lay rows end to end, with positions at a span (start, stop) of each; the labels mean nothing.
-
-    With slots, the room that is left is filled as by `pack`, and further positions are 0.
-    """
-    lengths = [len(row) for row in rows]
-    starts = np.cumsum([0, *lengths])
-    positions = [start + np.arange(*span) for start, span in zip(starts.tolist(), spans, strict=False)]
-    position = np.concatenate(positions)
-    parts: list[np.typing.NDArray[np.generic]] = [np.concatenate([np.array(row) for row in rows])]
-    parts += [position, *[np.zeros(len(position))] * 3]
-    if slots is not None:
-        lengths, parts = _filled(lengths, parts, slots)
-    token_N, *labels = parts
-    return _packed(token_N, lengths, labels, slots.longest if slots else max(lengths))
-
-
 def _packed(
     token_N: np.typing.NDArray[np.generic],
     lengths: Sequence[int],
-    labels: Sequence[np.typing.NDArray[np.generic]],
-    longest: int,
-) -> PackedBatch:
+    position_M: np.typing.NDArray[np.generic],
+    slots: Slots | None,
+) -> PackedRows:
     bounds = np.cumsum([0, *lengths])
     place_N = np.arange(len(token_N)) - np.repeat(bounds[:-1], lengths)
-    position, label, weight, answer = labels
-    return PackedBatch(
+    return PackedRows(
         token_N=torch.from_numpy(token_N.astype(np.int64)),
         place_N=torch.from_numpy(place_N),
         bound_S=torch.from_numpy(bounds.astype(np.int32)),
-        position_M=torch.from_numpy(position.astype(np.int64)),
-        label_M=torch.from_numpy(label.astype(np.int64)),
-        weight_M=torch.from_numpy(weight.astype(np.float32)),
-        answer_M=torch.from_numpy(answer.astype(np.float32)),
-        longest=longest,
+        position_M=torch.from_numpy(position_M.astype(np.int64)),
+        longest=slots.longest if slots else max(lengths),
         bounds=tuple(bounds.tolist()),
     )
