@@ -11,6 +11,7 @@ traceback. Only the command line catches them, prints message and hint, and exit
     * DeviceError      an accelerator, its driver or its variables
     * DependencyError  a package that a feature needs and that is not installed
     * EngineError      a model server can't be reached or answers wrongly
+        * RefusedByEngineError  it refuses one prompt, and may take others
     * HubError         the model hub can't be reached or refuses
     * ModelError       a base model, a tokenizer or an adapter
     * RunError         a run folder: missing, half written, already there
@@ -29,6 +30,7 @@ __all__ = [
     "HubError",
     "MedQAError",
     "ModelError",
+    "RefusedByEngineError",
     "RunError",
     "TimeLimitError",
     "TrainingError",
@@ -88,6 +90,10 @@ class DeviceError(MedQAError):
 
 class EngineError(MedQAError):
     """A model server can't be reached, or answers wrongly."""
+
+
+class RefusedByEngineError(EngineError):
+    """A model server does not answer this one prompt, however often it is asked; others it may."""
 
 
 class HubError(MedQAError):

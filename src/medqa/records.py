@@ -74,6 +74,11 @@ class Example:
         if not self.id:
             object.__setattr__(self, "id", self.content_hash()[:16])
 
+    @property
+    def num_characters(self) -> int:
+        """Characters of what a model is asked: question, context and options."""
+        return sum(map(len, (self.question, self.context or "", *self.options)))
+
     def content_hash(self) -> str:
         """Hash the question and its options, whatever the id, key or explanation."""
         return hashlib.sha256(json.dumps([self.question, self.context, self.options]).encode()).hexdigest()

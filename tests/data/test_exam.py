@@ -232,6 +232,228 @@ def test_what_is_not_clear_is_refused_and_never_guessed(text, message):
     assert error.value.hint
 
 
+THREE = ("Aspirin", "Heparin", "Warfarin")
+NEXT_LINE = (
+    "A. {}\nB. {}\nC. {}",
+    "(a) {}\n(b) {}\n(c) {}",
+    "1) {}\n2) {}\n3) {}",
+    "**A.** {}\n**B.** {}\n**C.** {}",
+)
+SAME_LINE = ("A. {} B. {} C. {}", "(a) {} (b) {} (c) {}", "1) {} 2) {} 3) {}", "A. {}\nB. {}\nC. {}")
+HEADINGS = [
+    "Select the best answer:",
+    "Choose the correct answer:",
+    "Choose the single best answer.",
+    "Best answer:",
+    "Correct answer -",
+    "Answers:",
+    "ANSWER:",
+    "Key:",
+    "**Answer choices:**",
+]
+
+
+@pytest.mark.parametrize("heading", HEADINGS)
+@pytest.mark.parametrize("key", ["", "\nAnswer: B", "\nAns. (c)", "\nCorrect answer is B", "\nAnswer:\nB"])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_name_of_the_key_before_the_options_is_their_heading(heading, key, plain):
+    for options in ("{}\n{}\n{}", "- {}\n- {}\n- {}") if plain else NEXT_LINE:
+        found = split_exam(f"Which drug helps?\n{heading}\n{options.format(*THREE)}{key}")
+        assert (found.example.question, found.example.options) == ("Which drug helps?", THREE)
+        assert (KEY_NOTE in found.notes) == bool(key)
+
+
+@pytest.mark.parametrize("heading", [heading for heading in HEADINGS if heading[0] != "*"])
+@pytest.mark.parametrize("key", ["", "\nAnswer: B", "\nAns. (c)", " Correct answer is B"])
+@pytest.mark.parametrize("space", [" ", "\n"])
+def test_a_heading_may_stand_in_one_line_with_the_options(heading, key, space):
+    for options in SAME_LINE:
+        found = split_exam(f"Which drug helps?{space}{heading} {options.format(*THREE)}{key}")
+        said = "Which drug helps?" if space == "\n" else f"Which drug helps? {heading}"
+        assert (found.example.question, found.example.options) == (said, THREE)
+        assert found.notes == ((KEY_NOTE,) if key else ())
+
+
+IRON = ("Ferritin is low", "TIBC is high", "MCV is high")
+PAIRS = ("1 and 2", "2 and 3", "1 and 3", "All")
+
+
+@pytest.mark.parametrize("statements", ["1. {}\n2. {}\n3. {}", "a. {}\nb. {}\nc. {}", "1) {} 2) {} 3) {}."])
+@pytest.mark.parametrize("heading", ["Select the correct answer:", "Answers:", "Which are right?", ""])
+@pytest.mark.parametrize("options", ["\nA. {}\nB. {}\nC. {}\nD. {}", " (A) {} (B) {} (C) {} (D) {}"])
+@pytest.mark.parametrize("key", ["", "\nAnswer: A", "\nAns. (B)", "\nCorrect answer is 1 and 2"])
+def test_statements_stay_in_the_question(statements, heading, options, key):
+    stem = f"What is so in iron deficiency?\n{statements.format(*IRON)}"
+    if not heading and options[0] == " ":
+        heading = "Then:"
+    found = split_exam(f"{stem}\n{heading}{options.format(*PAIRS)}{key}")
+    assert found.example.options == PAIRS
+    dropped = "nswer" in heading
+    assert found.example.question == (stem if dropped else f"{stem}\n{heading}".strip())
+    assert (KEY_NOTE in found.notes) == bool(key)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Which?\nA. x\nB. y\nAnswer: B\n1. z\n2. w",
+        "Which?\nA. x\nB. y\nAnswer: B\nAnd which?\n(a) z\n(b) w",
+        "Which?\nA. x\nB. y (Ans. B) And which? (a) z (b) w",
+        "Which?\n1. x\n2. y\nAnswers: 1. z\n2. w",
+        "Which?\n1. x\n2. y\nExplanation: see below.\nA. z\nB. w",
+        "Which?\n1. x\n2. y\nAnswer: 2\nA. z\nB. w",
+        "Which?\n1. x\n2. y\nAnswer: y\nSo:\nA. z\nB. w",
+        "Which?\nA. x\nB. y\nExplanation: A. is wrong.\nB. is right.",
+        "Which?\nA. x\nB. y\nNow which? 1) z 2) w",
+        "Which?\nA. x\nB. y\n1. z\n2. w\n1. q\n2. r",
+        "Which? A. x B. y Answer: B C. z",
+        "Which?\nA. x C. z\nB. y D. w",
+        "Which?\nA. x\nAnswer: B\nB. y",
+        "Which?\nA. x\nExplanation: it is not.\nB. y\nExplanation: it is.",
+        "Which?\nfoo\nbar\nAnswer: B\nExplanation:\nA. z\nB. w",
+        "Which?\nfoo\nbar\nAnswer: y\nSo:\n1. z\n2. w",
+        "Which?\nfoo\nbar\nAnswer: B\nWhich other?\nbaz\nqux",
+        "Why?\nHe is 40.\nHe is weak.\nReferences: K 3.5 to 5\nWhich is low?\nfoo\nbar",
+        "Which?\nAnswer: B\nA. x\nB. y",
+        "Which? (Answer: B)\nA. x\nB. y",
+        "Which? (Answer: y)\nA. x\nB. y",
+        "Which?\n1) x\n2) y\nExplanation: as below.\nWhich other?\nA. z\nB. w",
+        "Match:\nA. x - 1. z\nB. y - 2. w\n(a) A-1, B-2\n(b) A-2, B-1",
+        "Which?\nAnswer: B\nfoo\nbar",
+        "Choose the correct answer:\nA. x\nB. y",
+    ],
+)
+def test_a_second_list_or_a_key_out_of_place_is_refused(text):
+    with pytest.raises(DataError) as error:
+        split_exam(text)
+    assert error.value.hint
+
+
+def test_lists_that_are_no_options_are_let_be():
+    found = split_exam("Which?\nA. x\nB. y\nAnswer: B\nReferences:\n1. A book, p. 4\n2. Another")
+    assert (found.example.options, found.notes) == (("x", "y"), (KEY_NOTE, REST_NOTE))
+    found = split_exam("Of (a) x and (b) y, which?\nA. (a) only\nB. (b) only\nC. (a) and (b)")
+    assert found.example.options == ("(a) only", "(b) only", "(a) and (b)")
+    found = split_exam("Which?\nA. x\nB. y\nAnswer: A. x\nExplanation: Unlike hepatitis B. it clears.")
+    assert (found.example.options, found.notes) == (("x", "y"), (KEY_NOTE, REST_NOTE))
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "A man is weak.\nReferences: K 3.5 to 5\nWhich is low?",
+        "A man is weak.\nReference: K 3.5 to 5; Na 135 to 145.\n\nWhich is low?",
+        "Labs:\n1. K 2.9\n2. Na 140\nReferences: K 3.5 to 5\nWhich is low?",
+        "He asks: why?\nHe is 40.\nHe is weak.\nReferences: K 3.5 to 5\nWhich is low?",
+        "A claim was made.\nExplanation: the cause is gout.\nWhich drug helps?",
+        "Key: A patient has a rash.\nWhich is low?",
+        "Key: A patient has a rash. Which is low?",
+        "Key: K is potassium.\nWhich is low?",
+        "Scale key: 1 = mild, 2 = grave. Which fits?",
+        "A nurse says the answer is B because he is old.\nIs she right?",
+        "The most (correct) thing is?",
+        "A table marks \u2713 for yes. Which?",
+        "HLA *B27 is tested. Which?",
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\nAnswer: B", "\nReferences: a book"])
+@pytest.mark.parametrize("options", ["A. foo\nB. bar", "1) foo 2) bar", "foo\nbar", "- foo\n- bar"])
+def test_what_stands_before_the_options_is_never_cut(stem, options, end):
+    if ("1. K" in stem or "why?" in stem) and options[0] != "A":
+        return  # two lists of numbers, or two of lines
+    found = split_exam(f"{stem}\n{options}{end}")
+    assert (found.example.question, found.example.options) == (stem, ("foo", "bar"))
+    assert found.notes == ({"": (), "\nA": (KEY_NOTE,), "\nR": (REST_NOTE,)}[end[:2]])
+
+
+@pytest.mark.parametrize(
+    "key", ["Answer: B", "Ans. (b)", "Answer: bar", "Answer: B. bar", "Correct answer is B."]
+)
+def test_a_key_before_the_question_is_cut(key):
+    for options in ("A. foo\nB. bar", "foo\nbar", "(a) foo (b) bar"):
+        found = split_exam(f"{key}\nWhich?\n{options}\nAnswer: B")
+        assert (found.example, found.notes) == (Example("Which?", ("foo", "bar")), (KEY_NOTE,))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "A. foo\nB. bar (correct)\nC. baz",
+        "A. foo\nB. bar [Correct answer].\nC. baz",
+        "A. foo\nB. bar (right answer)\nC. baz",
+        "A. foo\n\u2713 B. bar\nC. baz",
+        "A. foo\nB. \u2705 bar\nC. baz",
+        "A. foo B. bar \u2714 C. baz",
+        "A. foo\n*B. bar\nC. baz",
+        "A. foo\nB. bar\n*C. baz",
+        "A. foo\nB. bar *\nC. baz",
+        "A. foo\nB. bar \u2190 correct answer\nC. baz",
+        "- foo\n- bar (correct)\n- baz",
+        "foo\n\u2713 bar\nbaz",
+        "\u2610 foo\n\u2611 bar\n\u2610 baz",
+        "- foo\n\u2713 bar\n- baz",
+    ],
+)
+def test_a_mark_at_the_right_option_is_cut(options):
+    found = split_exam(f"Which?\n{options}")
+    assert (found.example.options, found.notes) == (("foo", "bar", "baz"), (TICK_NOTE,))
+
+
+VACCINE = "Which vaccine is live?"
+VACCINES = ("MMR", "Hepatitis B", "Tetanus")
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "Solution: A",
+        "Correct: A",
+        "Correct option: A",
+        "[Answer: A]",
+        "Ans. A) MMR Ref: a book, p. 4",
+        "The correct answer is MMR.",
+        "The correct answer is: A. MMR",
+        "Answers: A and C",
+        "Answer and explanation: A. MMR is live.",
+        "Ref: a book, p. 4",
+        "Option A is correct.",
+        "**Correct Answer:** A) MMR\n\n**Explanation:** It is attenuated.",
+        "The correct answer is MMR.\nReferences:\n1. A book\n2. Another",
+    ],
+)
+def test_what_tells_the_answer_after_the_options_is_cut(end):
+    found = split_exam(f"{VACCINE}\nPossible answers:\nA. MMR\nB. Hepatitis B\nC. Tetanus\n{end}")
+    assert (found.example.question, found.example.options) == (VACCINE, VACCINES)
+    assert found.notes
+
+
+@pytest.mark.parametrize(
+    ("stem", "options"),
+    [
+        (
+            "Which are features of nephrotic syndrome?\nI. Proteinuria\nII. Low albumin\nIII. Haematuria",
+            "\nChoose the correct option:\nA. I only\nB. I and II\nC. All",
+        ),
+        (
+            "Assertion (A): Insulin lowers glucose.\nReason (R): It brings GLUT4 to the membrane.",
+            "\nChoose the correct answer:\nA. Both A and R are true\nB. A is true, R is false\nC. Neither",
+        ),
+        (
+            "1. Scurvy follows lack of vitamin C\n2. Gums bleed\n"
+            "Select the correct answer using the codes given below:",
+            "\n(a) 1 only\n(b) 2 only\n(c) 1 and 2",
+        ),
+        ("Ferritin 5\nReference range: 15 to 200\nWhat is the cause?", "\n(A) x (B) y (C) z"),
+        ("He lacks (a) thiamine (b) vitamin C. Give the answer:", "\nA. a only\nB. b only\nC. both"),
+    ],
+)
+@pytest.mark.parametrize("key", ["", "\nAns: (b)", "\nCorrect option: B", "\nKey - B"])
+def test_other_layouts_of_exams(stem, options, key):
+    found = split_exam(f"{stem}{options}{key}")
+    assert (found.example.question, len(found.example.options)) == (stem, 3)
+    assert found.notes == ((KEY_NOTE,) if key else ())
+
+
 def starter():
     for name in ("train", "validation"):
         for line in (resources.files("medqa.data") / "starter" / f"{name}.jsonl").read_text().splitlines():
@@ -298,6 +520,11 @@ def test_any_text_is_split_or_refused(text):
         "**A",
         "Ans: ",
         "1. 2) ",
+        "Ans: b ",
+        "Answers:\n",
+        "key: a x\n",
+        "\u2713 ",
+        "x? Ans: A. y ",
     ],
 )
 def test_the_time_grows_with_the_text_and_not_faster(unit, monkeypatch):

@@ -11,7 +11,8 @@ class FakeServer(http.server.ThreadingHTTPServer):
 
     `style` is the layout: "vllm", "sglang" or "llama.cpp". `likelihoods` turns a prompt's token ids into a
     log-probability for each token of the vocabulary. `planned` holds answers that are given first, to
-    completions only: a status, headers and a body, or something to call with the handler.
+    completions only: a status, headers and a body, or something to call with the handler. `refuse` may give
+    such an answer to any request, by its body.
     """
 
     daemon_threads = True
@@ -24,6 +25,7 @@ class FakeServer(http.server.ThreadingHTTPServer):
         self.models = [{"id": "tuned", "max_model_len": 4000}]
         self.text, self.reason = " Since it is so.\n", "stop"
         self.planned, self.asked, self.headers, self.pause = [], [], [], None
+        self.refuse = lambda body: None
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
 
@@ -74,7 +76,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.headers.append(dict(self.headers))
             server.under_way += 1
             server.most_under_way = max(server.most_under_way, server.under_way)
-            planned = server.planned.pop(0) if server.planned else None
+            planned = server.planned.pop(0) if server.planned else server.refuse(body)
         try:
             if server.pause:
                 server.pause()
@@ -115,10 +117,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         for text, reason in pieces:
             event = {"choices": [{"index": 0, "text": text, "finish_reason": reason}]}
-            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.write(f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode())
             self.wfile.flush()
         self.wfile.write(end.encode())
         self.close_connection = True
+
+    def left(self):
+        """Say nothing, and wait for the client to hang up."""
+        self.connection.settimeout(30)
+        try:
+            return self.connection.recv(1) == b""
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self.close_connection = True
 
     def hang_up(self):
         self.close_connection = True

@@ -20,6 +20,7 @@ from medqa.evaluate.connection import KEY_VARIABLE, Connection
 from medqa.evaluate.protocol import Address
 from medqa.evaluate.remote import RemoteEngine, load_remote
 from medqa.evaluate.score import Item, make_items
+from medqa.evaluate.transport import Stop
 from medqa.files import file_sha256, write_json
 from medqa.model.generate import Written
 from medqa.model.load import load_run_renderer
@@ -139,6 +140,29 @@ def test_a_server_that_gives_too_few_is_told_apart(server, connect, items):
         connect().score(items[:1])
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_only_the_letters_log_probabilities_are_judged(server, connect, items, style):
+    item, odd = items[0], [-math.inf, math.nan, None, 3.5]
+    letters = {letter[0] for letter in item.letters}
+
+    def deep(prompt):
+        values = likelihoods(prompt, len(server.tokenizer))
+        values[item.letters[2][0]] = -30.0
+        return [value if token in letters else -60.0 - token for token, value in enumerate(values)]
+
+    def layout(top, body, plain=server.layout):
+        return plain([(t, v if t in letters else odd[t % len(odd)]) for t, v in top], body)
+
+    server.style, server.likelihoods, server.layout = style, deep, layout
+    [found] = connect().score([item])
+    assert found.log_likelihoods == tuple(deep(item.prefix)[letter[0]] for letter in item.letters)
+    for letter in letters:
+        letters.remove(letter)
+        with pytest.raises(EngineError, match="log-probability"):
+            connect().score([item])
+        letters.add(letter)
+
+
 def test_letters_that_share_their_text_are_refused(server, connect, items, monkeypatch):
     server.style = "sglang"
     engine = connect()
@@ -223,14 +247,12 @@ def test_what_may_pass_is_tried_again_and_told(server, connect, items, status, c
     assert engine.device_record()["num_retries"] == 1
 
 
-class Waits:
-    """Stands for what stops the tries, and keeps how long was waited."""
+class Waits(Stop):
+    """Keeps how long was waited, and doesn't wait."""
 
     def __init__(self):
+        super().__init__()
         self.seconds = []
-
-    def is_set(self):
-        return False
 
     def wait(self, seconds):
         self.seconds.append(seconds)
@@ -313,11 +335,12 @@ BROKEN = {
     "no log-probabilities": '{"choices": [{"logprobs": null}]}',
     "an empty list": '{"choices": [{"logprobs": {"content": []}}]}',
     "no likeliest": '{"choices": [{"logprobs": {"top_logprobs": []}}]}',
-    "not a number": '{"choices": [{"logprobs": {"top_logprobs": [{"token_id:9": NaN}]}}]}',
-    "infinite": '{"choices": [{"logprobs": {"top_logprobs": [{" A": -Infinity}]}}]}',
-    "null": '{"choices": [{"logprobs": {"top_logprobs": [{" A": null}]}}]}',
-    "a logit": '{"choices": [{"logprobs": {"top_logprobs": [{" A": 12.5}]}}]}',
-    "text": '{"choices": [{"logprobs": {"content": [{"top_logprobs": [{"token": "", "logprob": "x"}]}]}}]}',
+    "not a number": '{"choices": [{"logprobs": {"top_logprobs": [{"token_id:LETTER": NaN}]}}]}',
+    "infinite": '{"choices": [{"logprobs": {"top_logprobs": [{"token_id:LETTER": -Infinity}]}}]}',
+    "null": '{"choices": [{"logprobs": {"top_logprobs": [{"token_id:LETTER": null}]}}]}',
+    "a logit": '{"choices": [{"logprobs": {"top_logprobs": [{"token_id:LETTER": 12.5}]}}]}',
+    "text": '{"choices": [{"logprobs": {"content": [{"top_logprobs": '
+    '[{"id": LETTER, "token": 1, "logprob": ""}]}]}}]}',
     "an odd id": '{"choices": [{"logprobs": {"top_logprobs": [{"token_id:x": -1}]}}]}',
     "bytes": b"\xff\xfe",
 }
@@ -325,7 +348,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_answers_that_make_no_sense_are_refused_at_once(server, connect, items, text):
-    server.planned = [(200, {}, text)]
+    letter = str(items[0].letters[0][0])
+    server.planned = [(200, {}, text if isinstance(text, bytes) else text.replace("LETTER", letter))]
     with pytest.raises(EngineError):
         connect().score(items[:1])
     assert len(server.asked) == 1
@@ -400,6 +424,11 @@ def test_a_text_comes_in_pieces(server, connect):
     assert whole == Written("".join(pieces), True)
     assert server.asked[0]["stream"] is True
     assert list(engine.stream([1] * LENGTH, 40)) == [Written("", False)]
+
+
+def test_only_line_ends_end_a_line_of_a_stream(server, connect):
+    server.text = "one\u2028two\u2029three\x85four\x0bfive\x1csix"
+    assert list(connect().stream([1, 2], 40)) == [server.text, Written(server.text, True)]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,29 @@ def test_a_text_that_is_stopped_gives_its_slot_back_and_harms_no_other(kind, par
     assert writer.num_free == room
 
 
+@pytest.mark.parametrize("failing", ["run", "logits", "too many"])
+def test_a_pass_that_fails_gives_its_slots_back(parts, prompts, expected, monkeypatch, failing):
+    writer = make_writer("packed", parts)
+    room = writer.num_free
+    [going, *others] = [Writing(parts[1], prompt, LIMIT) for prompt in prompts]
+    writer.start([going])
+
+    def fail(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as broken:
+        if failing != "too many":
+            broken.setattr(writer._decoder, failing, fail)
+        with pytest.raises((torch.OutOfMemoryError, IndexError)):
+            writer.start(others if failing == "too many" else others[: room - 1])
+    assert writer.num_free == room - 1
+    drain(writer, others)
+    while going.finished is None:
+        writer.step()
+    assert [w.written() for w in (going, *others)] == expected
+    assert writer.num_free == room
+
+
 def test_the_stop_token_ends_a_text_and_is_no_part_of_it(parts, prompts, monkeypatch):
     renderer = parts[1]
     [full] = write_explanations(*parts, prompts[1:2], max_new_tokens=LIMIT, max_length_tokens=1024)

@@ -2,17 +2,33 @@
 
 import asyncio
 import json
+import logging
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
 
-from medqa.records import NOTICE
+from medqa.config import ServeConfig
+from medqa.errors import (
+    BusyError,
+    CalibrationError,
+    DataError,
+    DeviceError,
+    EngineError,
+    RefusedByEngineError,
+    RunError,
+)
+from medqa.records import NOTICE, Example
+from medqa.runs import RunFolder
 from medqa.serve.access import Gate
+from medqa.serve.answerer import Answerer
 from medqa.serve.api import build_api
-from medqa.serve.audit import AuditLog
+from medqa.serve.audit import AuditError, AuditLog
+from medqa.serve.chat import ChatRequest
 from medqa.serve.desk import Desk
 from medqa.serve.service import Service
+from medqa.serve.wire import error_reply, for_clients
 
 from .conftest import running
 
@@ -125,8 +141,10 @@ BAD = [
     ({**QUESTION, "question": "   "}, 422, "the question is empty"),
     ({**QUESTION, "question": 7}, 422, "valid string"),
     ({**QUESTION, "question": None}, 422, "valid string"),
-    ({**QUESTION, "question": "a\x00b"}, 422, r"control character U+0000"),
-    ({**QUESTION, "question": "a\u202eb"}, 422, r"control character U+202E"),
+    ({**QUESTION, "question": "a\x00b"}, 422, "the question holds the control character U+0000"),
+    ({**QUESTION, "question": "a\u202eb"}, 422, "the question holds the control character U+202E"),
+    ({**QUESTION, "context": "a\x9bb"}, 422, "the context holds the control character U+009B"),
+    ({**QUESTION, "options": ["a", "b\u2066"]}, 422, "option B holds the control character U+2066"),
     ({**QUESTION, "options": ["a"]}, 422, "at least 2"),
     ({**QUESTION, "options": [str(n) for n in range(11)]}, 422, "at most 10"),
     ({**QUESTION, "options": ["a", ""]}, 422, "options.1"),
@@ -173,8 +191,29 @@ def test_other_paths_methods_and_types(client):
         response = client.request(method, path, content=b"{}", headers={"content-type": "application/json"})
         assert response.status_code == status
         assert response.json()["error"]["message"]
-    form = client.post("/v1/answer", data={"question": "q"})
-    assert 400 <= form.status_code < 500
+
+
+@pytest.mark.parametrize("path", ["/v1/answer", "/v1/answers", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "kind",
+    [None, "", "json", "text/plain", "text/json", "application/x-www-form-urlencoded", "application/json/x"],
+)
+def test_what_is_not_said_to_be_json_is_not_read(client, path, kind):
+    headers = {} if kind is None else {"content-type": kind}
+    response = client.post(path, content=json.dumps(QUESTION), headers=headers)
+    assert response.status_code == 415
+    error = response.json()["error"]
+    assert error["type"] == "bad_type"
+    assert "application/json" in error["hint"]
+    assert repr(kind or "") in error["message"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "Application/JSON; charset=utf-8", "application/vnd.medqa+json"]
+)
+def test_whatever_is_said_to_be_json_is_read(client, kind):
+    response = client.post("/v1/answer", content=json.dumps(QUESTION), headers={"content-type": kind})
+    assert response.status_code == 200
 
 
 def test_control_tokens_and_markup_stay_where_they_are(client, answerer):
@@ -185,8 +224,6 @@ def test_control_tokens_and_markup_stay_where_they_are(client, answerer):
     reply = client.post("/v1/answer", json={**asked, "explain": True}).json()
     assert reply["letter"] in "AB"
     assert reply["option"] in asked["options"]
-    from medqa.records import Example
-
     renderer = answerer.engine.renderer
     ids = renderer.answer_ids(Example(asked["question"], tuple(asked["options"])), 0)
     plain = renderer.answer_ids(Example("Which?", ("a", "b")), 0)
@@ -212,7 +249,7 @@ def test_a_client_that_goes_away_frees_its_place(served):
 
 def test_health_readiness_and_numbers(client):
     assert client.get("/health").json() == {"status": "ok"}
-    assert client.get("/ready").json()["status"] == "ready"
+    assert client.get("/ready").json() == {"status": "ready"}
     client.post("/v1/answer", json=QUESTION)
     text = client.get("/metrics").text
     assert 'medqa_answers_total{client="api",outcome="answered"}' in text
@@ -290,3 +327,102 @@ def test_many_at_once_get_the_same_as_one_alone(served):
         assert response.status_code == 200
         assert (reply["letter"], reply["answer_set"]) == (alone["letter"], alone["answer_set"])
         assert reply["explanation"] == (alone["explanation"] if number % 2 else None)
+
+
+def test_a_stream_breaks_lines_nowhere_else(client):
+    """U+2028 and U+2029 end a line for many readers, so they go out escaped."""
+    asked = {"question": "Which?", "options": ["a\u2028data: b", "c\u2029d"], "explain": True, "stream": True}
+    with client.stream("POST", "/v1/answer", json=asked) as response:
+        text = response.read().decode()
+    assert text.isascii()
+    chosen = json.loads(text.split("\n")[1].removeprefix("data: "))["option"]
+    assert chosen in asked["options"]
+    text = "Which?\nA. a\u2028data: b\nB. c\u2029d"
+    text = chat(client, stream=True, messages=[{"role": "user", "content": text}]).text
+    assert text.isascii()
+    assert "[DONE]" in text
+
+
+@pytest.mark.parametrize("sign", ["\x00", "\x1b", "\x7f", "\x9b", "\u202e", "\u2066"])
+def test_control_characters_are_refused_wherever_they_come_in(client, answerer, sign):
+    told = f"holds the control character U+{ord(sign):04X}"
+    response = chat(client, messages=[{"role": "user", "content": CHAT.replace("126", f"1{sign}26")}])
+    assert response.status_code == 422
+    assert f"option C {told}" in response.json()["error"]["message"]
+    fine = Example("Which?\tOne\r\nof two", ("a", "b"))
+    found = answerer.answer_many([Example(f"Wh{sign}ich?", ("a", "b")), fine])
+    assert isinstance(found[0], DataError)
+    assert found[0].message == f"the question {told}"
+    assert found[0].hint == "leave it out"
+    assert not isinstance(found[1], DataError)
+    with pytest.raises(DataError, match="the context holds"):
+        answerer.answer(Example("Which?", ("a", "b"), context=f"a{sign}"))
+
+
+def test_a_client_gets_no_longer_explanation_than_the_operator_allows(client, served):
+    def limit(**given):
+        request = ChatRequest(model="m", messages=[{"role": "user", "content": "q"}], **given)
+        return request.settings(ServeConfig(max_explanation_tokens=8)).max_explanation_tokens
+
+    assert limit() == 8
+    assert limit(max_tokens=4096) == limit(max_completion_tokens=4096) == 8
+    assert limit(max_tokens=3) == limit(max_tokens=3, max_completion_tokens=5) == 3
+
+
+def test_a_model_in_a_folder_goes_by_the_name_of_the_folder(answerer, calibrated_run, monkeypatch):
+    base = answerer.run.record["base_model"]["name"]
+    assert base.startswith("/")
+    assert answerer.model == f"{base.rpartition('/')[2]} + {calibrated_run.name}"
+    monkeypatch.chdir(calibrated_run)
+    here = Answerer(answerer.engine, RunFolder.open(Path()))
+    assert here.model == answerer.model
+
+
+RUN = "/home/me/my runs/medmcqa-1"
+OUTSIDE = [
+    EngineError("http://10.0.0.7:8000/v1 broke off: /srv/models/x is secret", "curl http://10.0.0.7:8000"),
+    RefusedByEngineError("http://10.0.0.7:8000: secret", "look at /var/log/vllm"),
+    DeviceError("memory ran out: /home/me", "--set model.device=cpu"),
+    RunError("/home/me/run.json can't be read", "train again"),
+]
+
+
+@pytest.mark.parametrize("error", OUTSIDE)
+def test_clients_are_told_nothing_of_the_inside(error, caplog):
+    with caplog.at_level(logging.WARNING):
+        told = error_reply(error).error
+    for secret in ("10.0.0.7", "/home", "/srv", "/var", "secret", "--set"):
+        assert secret not in f"{told.message} {told.hint}"
+    assert told.type == error_reply(type(error)("")).error.type
+    assert told.hint
+    assert error.message in caplog.text
+    assert error.hint in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "hint"),
+    [
+        (
+            CalibrationError(
+                f"{RUN} is not calibrated: nothing is known of the risk", f"`medqa calibrate {RUN}`"
+            ),
+            "this model is not calibrated: nothing is known of the risk",
+            "`medqa calibrate RUN`",
+        ),
+        *(
+            (error, error.message, error.hint)
+            for error in (
+                CalibrationError(
+                    "not calibrated for answers over 24 option orders", "`medqa calibrate RUN --orders 24`"
+                ),
+                CalibrationError("no answer sets for alpha 0.3", "fitted are 0.05, 0.1, 0.2"),
+                BusyError("9 are waiting already", "try again in a moment"),
+                DataError("option '/etc/passwd' is given more than once", "each option must differ"),
+                AuditError("the answer could not be recorded", "ask again later"),
+            )
+        ),
+    ],
+)
+def test_what_concerns_the_question_is_told_as_it_is(error, message, hint):
+    told = for_clients(error)
+    assert (type(told), told.message, told.hint) == (type(error), message, hint)

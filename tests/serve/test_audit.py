@@ -3,13 +3,13 @@ import dataclasses
 import errno
 import hashlib
 import json
-import logging
 import os
 import random
 import stat
 import subprocess
 import sys
 import threading
+from inspect import signature
 
 import pytest
 
@@ -198,12 +198,14 @@ def test_numbers_go_on_after_files_that_were_compressed(path):
     assert {p.name for p in path.parent.iterdir()} == {"a.jsonl.7.gz", "a.jsonl.8", "a.jsonl"}
 
 
-def test_the_oldest_go_only_where_a_number_is_set(path, caplog):
-    with caplog.at_level(logging.INFO), AuditLog(path, max_bytes=1, keep=2) as log:
+def test_nothing_is_ever_deleted(path, monkeypatch):
+    assert "keep" not in {*signature(AuditLog).parameters, *signature(logfile.LogFile).parameters}
+    monkeypatch.delattr("pathlib.Path.unlink")
+    monkeypatch.delattr("os.remove")
+    with AuditLog(path, max_bytes=1) as log:
         for number in range(5):
             log.write_now(numbered(number))
-    assert ids(path.parent) == ["2", "3", "4"]
-    assert "a.jsonl.2 is deleted" in caplog.text
+    assert ids(path.parent) == ["0", "1", "2", "3", "4"]
 
 
 def test_a_rotation_that_was_killed_half_way_loses_nothing(path):

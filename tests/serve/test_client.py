@@ -100,10 +100,12 @@ def _event(name, data):
     return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
 
 
+ODD = "one\u2028two\u2029three\x85four\x0bfive\x1csix"
 ANSWER = Answer("q", "B", "7", 0.4, {"A": 0.2, "B": 0.4, "C": 0.2, "D": 0.2}, None, None, "m").to_json()
 BUSY = {"error": {"type": "busy", "message": "9 are waiting already", "hint": "try again in a moment"}}
 LATE = {"error": {"type": "timeout", "message": "it took longer than 60 s", "hint": "try again"}}
 BUG = {"error": {"type": "bug", "message": "something is wrong inside the server", "hint": "its log says"}}
+TOLD = {**ANSWER, "notice": "Not medical advice"}
 STREAM, JSON = "text/event-stream; charset=utf-8", "application/json"
 REPLIES = {
     "html": (200, "text/html", b"<html>hello</html>"),
@@ -116,6 +118,14 @@ REPLIES = {
     "busy": (429, JSON, json.dumps(BUSY).encode()),
     "late": (504, JSON, json.dumps(LATE).encode()),
     "bug": (500, JSON, json.dumps(BUG).encode()),
+    "lines": (
+        200,
+        STREAM,
+        b": hello\n\n"
+        + _event("answer", ANSWER)
+        + f"event: token\ndata: {json.dumps({'text': ODD}, ensure_ascii=False)}\n\n".encode()
+        + _event("done", TOLD),
+    ),
     "ends": (200, STREAM, _event("answer", ANSWER) + _event("token", {"text": "It"})),
     "fails": (200, STREAM, _event("answer", ANSWER) + _event("error", LATE)),
     "letter": (200, STREAM, _event("answer", {**ANSWER, "letter": "J"})),
@@ -126,6 +136,7 @@ REPLIES = {
     "hangs": (200, STREAM, _event("answer", ANSWER)),
     "drops": (200, STREAM, _event("answer", ANSWER)),
 }
+REPLIES["windows"] = (200, STREAM, REPLIES["lines"][2].replace(b"\n", b"\r\n"))
 
 
 async def odd(scope, receive, send):
@@ -173,6 +184,12 @@ def test_servers_that_are_none_or_fail(odd_server, name, kind, words):
     assert words in str(caught.value)
     assert caught.value.hint
     assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lines", "windows"])
+def test_only_line_ends_end_a_line(odd_server, name):
+    first, text, last = ServerClient(f"{odd_server}/{name}", KEY).stream(EXAMPLE)
+    assert (first.letter, text, last.letter) == ("B", ODD, "B")
 
 
 def test_nobody_there():
@@ -246,6 +263,19 @@ def blocks(language):
 def _outside_code(text):
     """Mask the comment signs in code, which look like headings."""
     return re.sub(r"```.*?```", lambda block: block[0].replace("#", "\0"), text, flags=re.S)
+
+
+def test_the_client_in_the_docs_takes_texts_as_they_are(odd_server):
+    [code] = [code for code in blocks("python") if "httpx" in code]
+    result = subprocess.run(
+        [sys.executable, "-c", code.replace("http://127.0.0.1:7860", f"{odd_server}/lines")],
+        env={**os.environ, "MEDQA_API_KEY": KEY, "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode().split("\n") == ["B. 7 (40%)", f"{ODD}", "Not medical advice", ""]
 
 
 @pytest.mark.slow

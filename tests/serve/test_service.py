@@ -56,14 +56,15 @@ def test_together_they_get_what_each_would_get_alone(serve, answerer):
 
 
 def test_who_waits_is_scored_in_one_pass(serve, answerer, monkeypatch):
-    passes, first, score = [], threading.Event(), service_module.score_orders
+    passes, first, score = [], threading.Event(), service_module.score_each
 
     def slow(engine, examples, numbers):
         passes.append(len(examples))
         first.wait(5)
         return score(engine, examples, numbers)
 
-    monkeypatch.setattr(service_module, "score_orders", slow)
+    monkeypatch.setattr(service_module, "score_each", slow)
+    monkeypatch.setattr(answerer.engine, "batch_tokens", 32768)  # as on an accelerator
     service = serve()
 
     async def one_then_many():
@@ -120,13 +121,13 @@ def test_who_leaves_is_not_written_for(serve):
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_again(serve, monkeypatch):
-    held, score = threading.Event(), service_module.score_orders
+    held, score = threading.Event(), service_module.score_each
 
     def slow(*args):
         held.wait(5)
         return score(*args)
 
-    monkeypatch.setattr(service_module, "score_orders", slow)
+    monkeypatch.setattr(service_module, "score_each", slow)
     service = serve(max_waiting=3)
 
     async def crowd():
@@ -213,6 +214,9 @@ class Elsewhere:
         self._local, self.closed = local, 0
         self.renderer, self.max_length_tokens = local.renderer, local.max_length_tokens
         self.score = local.score
+
+    def close(self):
+        """Nothing goes on by itself."""
 
     def stream(self, prompt, max_new_tokens):
         try:

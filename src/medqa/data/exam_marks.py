@@ -11,21 +11,30 @@ from typing import NamedTuple
 
 from medqa.errors import DataError
 
-__all__ = ["BULLET", "LABEL", "Mark", "find_marks", "line_marks"]
+__all__ = ["BULLET", "LABEL", "Mark", "find_lists", "find_marks", "goes_on", "rank", "without_tick"]
 
 MIN_UNMARKED = 4
 """Options it takes for a list that begins in the middle of a sentence: "vitamin A." begins none."""
 
 LABEL = r"[A-Za-z]|[1-9]\d?"
-BULLET = re.compile("[-*\u2022\u25cf\u25cb\u25aa\u00b7\u2013][ \\t]{1,8}")
+# Signs that people put at the right option, in the place of its bullet.
+_TICKS = "\u2713\u2714\u2705\u2611"
+BULLET = re.compile(rf"[-*\u2022\u25cf\u25cb\u25aa\u00b7\u2013\u2610\u25a1][ \t]{{1,8}}|(?=[{_TICKS}])")
 
 _HINT = "write each option on a line of its own, beginning with A., B., C. and so on"
 _AT_START = re.compile(
     rf"(?:\*\*)?(?:(?P<open>[(\[])(?P<inner>{LABEL})[)\]]|(?P<label>{LABEL})"
     r"(?P<close>\.(?!\d)|\)|:(?!\d)|[ \t]{0,3}[-\u2013\u2014](?=[ \t])|\t|$))(?:\*\*)?"
 )
+_TICKED = re.compile(rf"(?:[{_TICKS}]|\*(?!\*))[ \t]?")
+_TICK_LAST = re.compile(
+    rf"\s{{0,4}}(?:[{_TICKS}]|\s\*|[(\[](?:(?:correct|right)(?: answer| option| choice)?|answer|ans|key)[)\]]"
+    r"|(?:\u2190|<[-=]{1,2})\s?(?:correct|right)?(?: answer)?)\.?$",
+    re.IGNORECASE,
+)
 _WITHIN = re.compile(
-    rf"(?<!\S)(?:(?P<open>[(\[])(?P<inner>{LABEL})[)\]]|(?P<label>{LABEL})(?P<close>[.):])(?=[ \t]))"
+    rf"(?<![^\s{_TICKS}])"
+    rf"(?:(?P<open>[(\[])(?P<inner>{LABEL})[)\]]|(?P<label>{LABEL})(?P<close>[.):])(?=[ \t]))"
 )
 # In "E. coli" and its like the letter is a genus, wherever it stands.
 _SPECIES = re.compile(
@@ -33,7 +42,7 @@ _SPECIES = re.compile(
     r"|botulinum|albicans|trachomatis|jejuni|cereus|anthracis|fragilis|pertussis|burgdorferi|henselae|abortus"
     r"|fumigatus|baumannii|lumbricoides|duodenale|pylori|influenzae|ducreyi|lamblia|tularensis|medinensis)\b"
 )
-_STOPS = tuple("?:.!;)]_\u2026")
+_STOPS = tuple("?:.!;)]_\u2026-\u2013\u2014")
 
 
 class Mark(NamedTuple):
@@ -46,6 +55,7 @@ class Mark(NamedTuple):
         number: Its place in the alphabet, from 0.
         opens_line: Whether it stands at the beginning of a line.
         after_stop: Whether a sentence ends before it.
+        ticked: Whether a sign before it says that its option is right.
     """
 
     start: int
@@ -54,6 +64,7 @@ class Mark(NamedTuple):
     number: int
     opens_line: bool
     after_stop: bool
+    ticked: bool
 
     @property
     def may_begin(self) -> bool:
@@ -81,23 +92,72 @@ def find_marks(text: str) -> list[Mark]:
             raise unclear[0][1] if unclear else _unclear(text, stray[0], "stands alone")
         return []
     lists.sort(key=lambda marks: marks[0].start)
-    ranks = [_rank(marks[0].kind) for marks in lists]
+    ranks = [rank(marks[0].kind) for marks in lists]
     apart = all(a[-1].start < b[0].start for a, b in itertools.pairwise(lists))
     if not apart or any(a >= b for a, b in itertools.pairwise(ranks)):
         raise _several(len(lists))
-    if graver := [error for kind, error in unclear if _rank(kind) >= ranks[-1]]:
+    if graver := [error for kind, error in unclear if rank(kind) >= ranks[-1]]:
         raise graver[0]
-    return lists[-1]
+    return _after(by_kind, lists[-1], text)
 
 
-def line_marks(text: str) -> Iterator[Mark]:
-    """Find what looks like the beginning of an option at the beginning of a line."""
-    return (mark for mark in _all_marks(text) if mark.opens_line)
+def find_lists(text: str) -> list[list[Mark]]:
+    """Find what looks like a list of two marks or more, by where the second mark stands."""
+    open_lists: dict[str, list[Mark]] = {}
+    found: list[list[Mark]] = []
+    for mark in _all_marks(text):
+        run = open_lists.get(mark.kind)
+        if mark.may_begin or (mark.number == 0 and not run):
+            run = open_lists[mark.kind] = [mark]
+        elif run and mark.number == len(run) and text[run[-1].end : mark.start].strip():
+            run.append(mark)
+            if len(run) == (2 if run[0].may_begin else MIN_UNMARKED):
+                found.append(run)
+    return sorted(found, key=lambda run: run[1].start)
 
 
-def _rank(kind: str) -> int:
+def goes_on(marks: Sequence[Mark], text: str) -> bool:
+    """Tell whether a list goes on in the first line of a text, or where another line begins."""
+    line, wanted = len(text.partition("\n")[0]), (marks[0].kind, len(marks))
+    return any(
+        (mark.kind, mark.number) == wanted and (mark.opens_line or mark.start < line)
+        for mark in _all_marks(text)
+    )
+
+
+def without_tick(option: str) -> str:
+    """Take a sign at the beginning or the end that this is the right option off."""
+    option = option[1:].lstrip() if option[:1] in tuple(_TICKS) else option
+    last = _TICK_LAST.search(option, max(0, len(option) - 40))
+    return option[: last.start()] if last else option
+
+
+def rank(kind: str) -> int:
     """Numbered statements stand before lettered options, and small letters before capitals."""
     return "1aA".index(kind[0])
+
+
+def _after(by_kind: dict[str, list[Mark]], chosen: list[Mark], text: str) -> list[Mark]:
+    """Take the list within the last option's lines, where what seemed the options are statements.
+
+    Raises:
+        DataError: If the list there may not be the options either.
+    """
+    last = chosen[-1]
+    # An option may be a list itself, as in "C. (a) and (b)": such a list begins with the option.
+    begin = len(text) - len(text[last.end :].lstrip())
+    runs = [run for run in find_lists(text) if run[0].start > begin]
+    if not runs:
+        return chosen
+    if any(rank(run[0].kind) <= rank(last.kind) for run in runs):
+        raise _several(len(runs) + 1)
+    later = {kind: [mark for mark in marks if mark.start >= last.end] for kind, marks in by_kind.items()}
+    lists, unclear = _lists({run[0].kind: later[run[0].kind] for run in runs}, text, within=True)
+    if unclear:
+        raise unclear[0][1]
+    if len(lists) != 1:
+        raise _several(len(lists) + 1)
+    return lists[0]
 
 
 def _lists(
@@ -106,20 +166,14 @@ def _lists(
     """Look for a list of each kind; returns the lists, and of which kinds none is clear."""
     found, unclear = [], []
     for kind, marks in by_kind.items():
-        run = _one_list(marks, text, within)
-        if isinstance(run, DataError):
-            unclear.append((kind, run))
-        elif run:
+        try:
+            run = _list_within(marks, text) if within else _list_of_lines(marks, text)
+        except DataError as exc:  # what is wrong with one kind may not matter beside another
+            unclear.append((kind, exc))
+            continue
+        if run:
             found.append(run)
     return found, unclear
-
-
-def _one_list(marks: Sequence[Mark], text: str, within: bool) -> list[Mark] | DataError:
-    # What is wrong with one kind of marks may not matter beside another.
-    try:
-        return _list_within(marks, text) if within else _list_of_lines(marks, text)
-    except DataError as exc:
-        return exc
 
 
 def _all_marks(text: str) -> Iterator[Mark]:
@@ -129,15 +183,19 @@ def _all_marks(text: str) -> Iterator[Mark]:
         stop, place = begin + len(line), begin + len(line) - len(line.lstrip())
         if bullet := BULLET.match(text, place, stop):
             place = bullet.end()
+        if ticked := _TICKED.match(text, place, stop):
+            place = ticked.end()
         if found := _AT_START.match(text, place, stop):
             place = found.end()
-            yield from _mark(text, found, begin, opens_line=True)
+            yield from _mark(text, found, begin, opens_line=True, ticked=ticked is not None)
         for found in _WITHIN.finditer(text, place, stop):
             yield from _mark(text, found, found.start(), opens_line=False)
         begin = stop + 1
 
 
-def _mark(text: str, found: re.Match[str], start: int, *, opens_line: bool) -> Iterator[Mark]:
+def _mark(
+    text: str, found: re.Match[str], start: int, *, opens_line: bool, ticked: bool = False
+) -> Iterator[Mark]:
     label, close = found["inner"] or found["label"], found["close"] or ""
     if close == "." and label.isupper() and _SPECIES.match(text, found.end()):
         return
@@ -145,7 +203,7 @@ def _mark(text: str, found: re.Match[str], start: int, *, opens_line: bool) -> I
     number = int(label) - 1 if alphabet == "1" else ord(label) - ord(alphabet)
     before = text[max(0, start - 40) : start].rstrip()
     form = found["open"] or close.strip().replace("\u2013", "-").replace("\u2014", "-")
-    yield Mark(start, found.end(), alphabet + form, number, opens_line, before.endswith(_STOPS))
+    yield Mark(start, found.end(), alphabet + form, number, opens_line, before.endswith(_STOPS), ticked)
 
 
 def _list_of_lines(marks: Sequence[Mark], text: str) -> list[Mark]:
@@ -163,6 +221,9 @@ def _list_of_lines(marks: Sequence[Mark], text: str) -> list[Mark]:
     whole = [mark.number for mark in run] == list(range(len(run)))
     goes_on = any(m.number == len(run) and m.start > run[-1].start and not m.opens_line for m in marks)
     if whole and len(run) > 1 and not goes_on:
+        beside = [m for m in marks if m.start > run[0].start and m.number in (len(run), len(run) + 1)]
+        if len({mark.number for mark in beside}) > 1:  # two columns: A and C, then B and D
+            raise _unclear(text, beside[0], "may be an option, or part of the one before")
         return run
     own = [mark for mark in marks if mark.start >= run[0].start]
     mixed = _list_within(own, text) if whole or len(own) > len(run) else []

@@ -65,6 +65,9 @@ class Engine(Protocol):
     def stream(self, prompt: list[int], max_new_tokens: int) -> Iterator[str | Written]:
         """Write the text that follows one prompt: its pieces as they come, lastly the whole."""
 
+    def close(self) -> None:
+        """End what is under way, from any thread; once more does nothing."""
+
 
 class LocalEngine:
     """The model in this process.
@@ -192,6 +195,9 @@ class LocalEngine:
         finally:
             writer.stop(writing)
         yield writing.written()
+
+    def close(self) -> None:
+        """Do nothing: nothing here goes on by itself."""
 
     @functools.cached_property
     def _plain_writer(self) -> PlainWriter:

@@ -1,13 +1,14 @@
 """The letters' log-likelihoods, out of the likeliest first tokens that a server gives."""
 
 import functools
-import threading
+from collections.abc import Mapping
 from typing import Any
 
-from medqa.errors import EngineError
-from medqa.evaluate.connection import Connection, RefusedError
-from medqa.evaluate.protocol import TopTokens, read_top
+from medqa.errors import EngineError, RefusedByEngineError
+from medqa.evaluate.connection import Connection
+from medqa.evaluate.protocol import TopTokens, read_likelihood, read_top
 from medqa.evaluate.score import Item
+from medqa.evaluate.transport import Stop
 from medqa.records import LETTERS
 
 __all__ = ["NUM_TOP", "LetterReader"]
@@ -23,19 +24,20 @@ class LetterReader:
     def __init__(self, connection: Connection, tokenizer: Any) -> None:
         self._connection, self._tokenizer = connection, tokenizer
 
-    def ask(self, model: str, item: Item, stop: threading.Event) -> tuple[tuple[float, ...], bool]:
+    def ask(self, model: str, item: Item, stop: Stop) -> tuple[tuple[float, ...], bool]:
         """Ask for the log-likelihood of each letter, which is one token.
 
         Args:
             model: Its name at the server.
             item: The question.
-            stop: Once set, nothing is tried again.
+            stop: Ends it.
 
         Returns:
             The log-likelihoods, and whether more than the usual number of tokens had to be asked for.
 
         Raises:
-            EngineError: If the server doesn't give them.
+            EngineError: If the server can't be reached, or answers with something else.
+            RefusedByEngineError: If it doesn't give them for this question.
         """
         body = {
             "model": model,
@@ -49,23 +51,28 @@ class LetterReader:
         for size in (*NUM_TOP, len(self._tokenizer)):
             try:
                 top = read_top(self._connection.post("completions", {**body, "logprobs": size}, stop))
-            except RefusedError as exc:
+            except RefusedByEngineError as exc:
                 if not found:
-                    raise
+                    raise _of_question(item, exc) from exc
                 refusal = f"; when asked for {size}: {exc.message}"
                 break
-            found = [self._value(top, token) for token in ids]
+            try:
+                found = [self._value(top, token) for token in ids]
+            except RefusedByEngineError as exc:
+                raise _of_question(item, exc) from exc
             values = [value for value in found if value is not None]
             if len(values) == len(ids):
                 return tuple(values), size > NUM_TOP[0]
-        raise EngineError(
+        raise RefusedByEngineError(
             f"{LETTERS[found.index(None)]} of question {item.example.id!r} is not among the likeliest tokens "
             f"that the server gives{refusal}",
             "let it give more of them; vLLM: --max-logprobs -1 (as many as are asked for)",
         )
 
     def _value(self, top: TopTokens, token: int) -> float | None:
-        return top.by_id.get(token) if top.by_id else top.by_text.get(self._text(token))
+        values: Mapping[Any, Any] = top.by_id or top.by_text
+        name = token if top.by_id else self._text(token)
+        return read_likelihood(values[name]) if name in values else None
 
     def _text(self, token: int) -> str:
         """Return a letter's text, for servers that name tokens by text only."""
@@ -88,3 +95,7 @@ class LetterReader:
         for text in texts:
             counts[text] = counts.get(text, -1) + 1
         return {token: (text, counts[text]) for token, text in enumerate(texts)}
+
+
+def _of_question(item: Item, exc: RefusedByEngineError) -> RefusedByEngineError:
+    return RefusedByEngineError(f"question {item.example.id!r}: {exc.message}", exc.hint)

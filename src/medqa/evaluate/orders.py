@@ -1,18 +1,22 @@
 """Questions asked in several option orders: one answer from all of them, and how steady it is."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
 from medqa.data.draw import free_places, reordered
+from medqa.errors import DeviceError, MedQAError, RefusedByEngineError
 from medqa.evaluate.engine import Engine
 from medqa.evaluate.score import make_items
 from medqa.progress import Task
 from medqa.records import Example, Prediction
 from medqa.trust.permutation import NumOrders, mapped_back, option_orders
 
-__all__ = ["OrderedPrediction", "count_askings", "score_orders"]
+__all__ = ["OrderedPrediction", "count_askings", "score_each", "score_orders"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,6 +83,26 @@ def score_orders(
         )
         for number, (example, own) in enumerate(zip(examples, orders, strict=True))
     ]
+
+
+def score_each(
+    engine: Engine, examples: Sequence[Example], num_orders: NumOrders | Sequence[NumOrders]
+) -> list[OrderedPrediction | MedQAError]:
+    """Score as `score_orders` does, but let no question spoil the others: its error is in its place.
+
+    Raises:
+        MedQAError: If it is not for a question that they can't be scored: the engine can't be reached, say.
+    """
+    numbers = [num_orders] * len(examples) if isinstance(num_orders, int) else num_orders
+    try:
+        return list(score_orders(engine, examples, numbers))
+    except (DeviceError, RefusedByEngineError) as exc:
+        if len(examples) == 1:
+            return [exc]
+        log.warning(
+            "Of %d questions one or more can't be scored; asking each by itself: %s", len(examples), exc
+        )
+    return [score_each(engine, [e], [n])[0] for e, n in zip(examples, numbers, strict=True)]
 
 
 def _together(

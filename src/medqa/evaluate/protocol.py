@@ -7,11 +7,11 @@ vLLM is asked for it, by "token_id:123". llama.cpp's server writes a list for ea
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from medqa.errors import EngineError
+from medqa.errors import EngineError, RefusedByEngineError
 
 __all__ = [
     "PREFIX",
@@ -21,6 +21,8 @@ __all__ = [
     "choose_model",
     "read_error",
     "read_event",
+    "read_likelihood",
+    "read_lines",
     "read_models",
     "read_text",
     "read_top",
@@ -91,10 +93,13 @@ class ServedModel:
 
 @dataclasses.dataclass(frozen=True)
 class TopTokens:
-    """The likeliest next tokens and their log-probabilities, by id or, from servers without ids, by text."""
+    """The likeliest next tokens, by id or, from servers without ids, by text.
 
-    by_id: dict[int, float]
-    by_text: dict[str, float]
+    Their log-probabilities are as the server wrote them: `read_likelihood` judges those that are used.
+    """
+
+    by_id: Mapping[int, Any]
+    by_text: Mapping[str, Any]
 
 
 def read_models(payload: Any) -> list[ServedModel]:
@@ -161,10 +166,13 @@ def read_top(payload: Any) -> TopTokens:
     """Read the likeliest first tokens of a completion.
 
     Raises:
-        EngineError: If there are none, or a number is no log-probability.
+        EngineError: If there are none.
+        RefusedByEngineError: If there are none for this prompt, by the server's content filter.
     """
     try:
-        logprobs = payload["choices"][0]["logprobs"]
+        choice = payload["choices"][0]
+        _refuse_filtered(choice.get("finish_reason"))
+        logprobs = choice["logprobs"]
         if logprobs is None:
             raise EngineError(
                 "the server gives no log-probabilities",
@@ -174,8 +182,8 @@ def read_top(payload: Any) -> TopTokens:
             rows = [(row.get("id"), row["token"], row["logprob"]) for row in _first(logprobs["content"])]
         else:
             rows = [(_id_in(text), text, value) for text, value in logprobs["top_logprobs"][0].items()]
-        by_id = {int(number): _checked(value) for number, _, value in rows if number is not None}
-        by_text = {str(text): _checked(value) for number, text, value in rows if number is None}
+        by_id = {int(number): value for number, _, value in rows if number is not None}
+        by_text = {str(text): value for number, text, value in rows if number is None}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as exc:
         raise EngineError(f"the server's log-probabilities can't be read: {exc!r}", _IS_IT) from exc
     return TopTokens(by_id, by_text)
@@ -190,9 +198,15 @@ def _id_in(key: str) -> int | None:
     return int(key.removeprefix(_BY_ID)) if key.startswith(_BY_ID) else None
 
 
-def _checked(value: Any) -> float:
+def read_likelihood(value: Any) -> float:
+    """Read a log-probability.
+
+    Raises:
+        EngineError: If it is none.
+        RefusedByEngineError: If it is no finite number, as it may be after one prompt and not another.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise EngineError(
+        raise RefusedByEngineError(
             f"the server gives a log-probability that is no finite number: {value!r}",
             "look at the server's own log; half precision may overflow: try another --dtype there",
         )
@@ -208,7 +222,7 @@ def read_text(payload: Any) -> tuple[str, bool]:
     """Read a completion's text, and whether it ended by itself.
 
     Raises:
-        EngineError: If it can't be read, or was broken off by the server.
+        EngineError: If it can't be read, or was broken off by the server; RefusedByEngineError if filtered.
     """
     try:
         choice = payload["choices"][0]
@@ -220,10 +234,30 @@ def read_text(payload: Any) -> tuple[str, bool]:
     return text, _ended(reason)
 
 
+def _refuse_filtered(reason: Any) -> None:
+    if reason == "content_filter":
+        raise RefusedByEngineError(
+            "the server's content filter broke off the text: 'content_filter'",
+            "ask something else, or a server without such a filter",
+        )
+
+
 def _ended(reason: Any) -> bool:
+    _refuse_filtered(reason)
     if reason not in ("stop", "length"):
         raise EngineError(f"the server broke off the text: {reason!r}", "look at the server's own log")
     return bool(reason == "stop")
+
+
+def read_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    r"""Put together the lines of an event stream: they end in \n or \r\n, and nowhere else."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode(errors="replace")
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def read_event(line: str) -> tuple[str, bool | None] | None:

@@ -7,12 +7,11 @@ log-probabilities are among those of the likeliest first tokens. Needs the run f
 import contextlib
 import itertools
 import logging
-import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medqa.errors import CalibrationError, EngineError
+from medqa.errors import CalibrationError, EngineError, RefusedByEngineError
 from medqa.evaluate.calibrate import load_calibration
 from medqa.evaluate.canaries import verify_canaries
 from medqa.evaluate.connection import Connection
@@ -26,6 +25,7 @@ from medqa.evaluate.protocol import (
     read_text,
 )
 from medqa.evaluate.score import Item
+from medqa.evaluate.transport import Stop, Stream
 from medqa.model.generate import Written
 from medqa.model.load import load_run_renderer
 from medqa.progress import Task
@@ -77,7 +77,11 @@ class RemoteEngine:
         self.verified: dict[str, Any] | None = None
 
     def close(self) -> None:
-        """Close all connections."""
+        """Hang up everything that is under way, from any thread; once more does nothing.
+
+        Whoever waits for the server gets an EngineError at once, and so does whoever asks later: no thread
+        is left that would keep this process from ending.
+        """
         self.connection.close()
 
     @property
@@ -126,7 +130,9 @@ class RemoteEngine:
         A question whose prompt is too long for the model or the server is not cut: its status says so.
 
         Raises:
-            EngineError: If the server can't be reached, or doesn't give the letters' log-probabilities.
+            EngineError: If the server can't be reached, or answers with something else.
+            RefusedByEngineError: If it doesn't give the letters' log-probabilities for one or more of the
+                questions. The others were asked all the same, and may be asked again without these.
         """
         model = self._model(adapted)
         if any(len(letter) != 1 for item in items for letter in item.letters):
@@ -137,7 +143,7 @@ class RemoteEngine:
         fits = [len(item.prefix) + 1 <= self.max_length_tokens for item in items]
         asked = list(itertools.compress(items, fits))
 
-        def ask(item: Item, stop: threading.Event) -> tuple[tuple[float, ...], bool]:
+        def ask(item: Item, stop: Stop) -> tuple[tuple[float, ...], bool]:
             return self._letters.ask(model.name, item, stop)
 
         found = self.connection.each(ask, asked, task)
@@ -174,33 +180,48 @@ class RemoteEngine:
 
         Raises:
             EngineError: If the server can't be reached, or breaks off.
+            RefusedByEngineError: If it refuses one or more of the prompts; see `score`.
         """
         model = self._model(adapted)
 
-        def ask(prompt: list[int], stop: threading.Event) -> Written:
+        def ask(place: int, stop: Stop) -> Written:
+            try:
+                return write(prompts[place], stop)
+            except RefusedByEngineError as exc:
+                name = f"text {place + 1} of {len(prompts)}"
+                raise RefusedByEngineError(f"{name}: {exc.message}", exc.hint) from exc
+
+        def write(prompt: list[int], stop: Stop) -> Written:
             body = self._writing(model, prompt, max_new_tokens)
             if body["max_tokens"] <= 0:
                 return Written("", False)
             text, finished = read_text(self.connection.post("completions", body, stop))
             return Written(text.strip(), finished)
 
-        return self.connection.each(ask, prompts, task)
+        return self.connection.each(ask, range(len(prompts)), task)
 
     def stream(
         self, prompt: list[int], max_new_tokens: int, *, adapted: bool = True
-    ) -> Generator[str | Written, None, None]:
+    ) -> Stream[str | Written]:
         """Write the text that follows a prompt: its pieces as they come, lastly the whole.
 
-        Closing the generator hangs up.
+        The server is asked when the first piece is. What is returned is an iterator for one thread, which any
+        thread may `close` to hang up.
 
         Raises:
-            EngineError: If the server can't be reached, or breaks off.
+            EngineError: From the iterator: if the server can't be reached, breaks off, or `close` is called
+                on this engine.
+            RefusedByEngineError: From the iterator: if the server refuses the prompt.
         """
         body = {**self._writing(self._model(adapted), prompt, max_new_tokens), "stream": True}
+        stop = Stop()
+        return Stream(self._parts(body, stop), stop)
+
+    def _parts(self, body: dict[str, Any], stop: Stop) -> Generator[str | Written, None, None]:
         finished = None if body["max_tokens"] > 0 else False
         pieces: list[str] = []
         if finished is None:
-            with self.connection.stream("completions", body) as lines:
+            with contextlib.closing(self.connection.stream("completions", body, stop)) as lines:
                 for event in map(read_event, lines):
                     if event is not None:
                         if event[0]:

@@ -226,10 +226,13 @@ def _score(
     else:
         rows = [item.prefix + letter for item in items for letter in item.letters]
         spans = [(len(i.prefix) - 1, len(i.prefix) + len(letter) - 1) for i in items for letter in i.letters]
+    # Before the pass: a copy to the device would wait for its end, and hold up every other thread so long.
+    index_ML = _letter_index(items, single).to(device.torch_device)
     with torch.no_grad():  # not inference mode, for which compiled operations would be compiled again
         hidden_MD = _hidden(model, rows, spans, device, decoder, adapted)
         logs_MV = head_logits(model.get_base_model(), hidden_MD).log_softmax(-1)
-        scores = (_letters_of_one_token if single else _letters_of_several)(logs_MV, items)
+        values = logs_MV.gather(1, index_ML).tolist()
+    scores = (_letters_of_one_token if single else _letters_of_several)(values, items)
     if not all(math.isfinite(value) for row in scores for value in row):
         raise ModelError(
             "the model gives likelihoods that are not finite",
@@ -258,16 +261,20 @@ def _hidden(
     return picked
 
 
-def _letters_of_one_token(logs_MV: torch.Tensor, items: list[Item]) -> list[tuple[float, ...]]:
+def _letter_index(items: list[Item], single: bool) -> torch.Tensor:
+    """Tokens that are looked up: of each question all letters, filled up with 0; or of each place its own."""
+    if not single:
+        return torch.tensor([[token] for item in items for letter in item.letters for token in letter])
     letters = [[letter[0] for letter in item.letters] for item in items]
     width = max(map(len, letters))
-    index_BL = torch.tensor([row + [0] * (width - len(row)) for row in letters], device=logs_MV.device)
-    rows = logs_MV.gather(1, index_BL).tolist()
-    return [tuple(row[: len(item.letters)]) for row, item in zip(rows, items, strict=True)]
+    return torch.tensor([row + [0] * (width - len(row)) for row in letters])
 
 
-def _letters_of_several(logs_MV: torch.Tensor, items: list[Item]) -> list[tuple[float, ...]]:
+def _letters_of_one_token(values: list[list[float]], items: list[Item]) -> list[tuple[float, ...]]:
+    return [tuple(row[: len(item.letters)]) for row, item in zip(values, items, strict=True)]
+
+
+def _letters_of_several(values: list[list[float]], items: list[Item]) -> list[tuple[float, ...]]:
     """Add up the log-likelihoods of each letter's tokens."""
-    targets = [token for item in items for letter in item.letters for token in letter]
-    values = iter(logs_MV.gather(1, torch.tensor(targets, device=logs_MV.device)[:, None])[:, 0].tolist())
-    return [tuple(sum(next(values) for _ in letter) for letter in item.letters) for item in items]
+    each = iter(value for [value] in values)
+    return [tuple(sum(next(each) for _ in letter) for letter in item.letters) for item in items]

@@ -77,11 +77,23 @@ class PackedWriter:
         return len(writing.prompt) + writing.max_new_tokens <= self.length
 
     def start(self, writings: Sequence[Writing]) -> None:
-        """Read the prompts in one pass, and write the first token of each."""
+        """Read the prompts in one pass, and write the first token of each; all are begun, or none is."""
         begun = [writing for writing in writings if writing.finished is None]
         if not begun:
             return
-        slots = [self._free.pop() for _ in begun]
+        try:
+            for writing in begun:
+                self._active[writing] = self._free.pop()
+            for writing, token in zip(begun, self._read(begun), strict=True):
+                self._add(writing, token)
+        except BaseException:
+            for writing in begun:
+                self.stop(writing)
+            raise
+
+    def _read(self, begun: Sequence[Writing]) -> list[int]:
+        """Run the prompts through, keep their keys and values, and return the first tokens."""
+        slots = [self._active[writing] for writing in begun]
         lengths = [len(writing.prompt) for writing in begun]
         batch = pack_spans([w.prompt for w in begun], [(n - 1, n) for n in lengths])
         batch = batch.to(self._device.torch_device)
@@ -94,10 +106,8 @@ class PackedWriter:
 
         with torch.no_grad():
             hidden_SD = self._decoder.run(batch.token_N, batch.place_N, batch.position_M, attention)
-            tokens = self._decoder.logits(hidden_SD).argmax(-1).tolist()
-        for writing, slot, token in zip(begun, slots, tokens, strict=True):
-            self._active[writing] = slot
-            self._add(writing, token)
+            tokens: list[int] = self._decoder.logits(hidden_SD).argmax(-1).tolist()
+            return tokens
 
     def step(self) -> None:
         """Write the next token of every text."""

@@ -6,28 +6,31 @@ written: `prepare`, then the scores, `judge`, then the text, `read_back`, `with_
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from medqa.config import ServeConfig
-from medqa.errors import CalibrationError, DataError, MedQAError
+from medqa.errors import CalibrationError, DataError, MedQAError, RefusedByEngineError
 from medqa.evaluate.calibrate import load_calibration
 from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.explanations import check_explanation, read_back
-from medqa.evaluate.orders import OrderedPrediction, score_orders
+from medqa.evaluate.orders import OrderedPrediction, score_each
+from medqa.evaluate.origin import short_name
 from medqa.evaluate.remote import load_remote
 from medqa.evaluate.score import make_items
 from medqa.model.generate import Written
 from medqa.model.tuned import load_tuned
 from medqa.records import LETTERS, Answer, Example, Prediction
 from medqa.runs import RunFolder
+from medqa.serve.askable import why_not_askable
 from medqa.trust.calibration import Calibration, Judgement
 
 __all__ = ["Answerer"]
 
-# A text of this many characters is no exam question; reading it would hold up everyone else.
-MAX_CHARACTERS = 50_000
+log = logging.getLogger(__name__)
+
 # Ways to answer that are remembered as possible; they come from strangers.
 MAX_PROMISED = 1000
 
@@ -56,7 +59,7 @@ class Answerer:
         """
         self.engine, self.run = engine, run
         self.defaults = run.config.serve
-        self.model = f"{run.record['base_model']['name']} + {run.path.name}"
+        self.model = f"{short_name(run.record['base_model']['name'])} + {run.path.resolve().name}"
         self._calibrations = load_calibration(run, engine.renderer)
         self._promised: set[tuple[int, float, float | None]] = set()  # what it was found calibrated for
 
@@ -134,12 +137,14 @@ class Answerer:
         """
         settings = settings or self.defaults
         self.prepare(None, settings)
-        problems = [_problem(example) for example in examples]
+        problems = [why_not_askable(example) for example in examples]
         fine = [n for n, problem in enumerate(problems) if problem is None]
         found: list[Any] = list(problems)
-        scored = score_orders(self.engine, [examples[n] for n in fine], settings.orders)
+        scored = score_each(self.engine, [examples[n] for n in fine], settings.orders)
         for number, one in zip(fine, scored, strict=True):
-            found[number] = self._judged(examples[number], one, settings)
+            found[number] = one
+            if isinstance(one, OrderedPrediction):
+                found[number] = self._judged(examples[number], one, settings)
         if explain:
             answered = [(n, one) for n, one in enumerate(found) if isinstance(one, Answer)]
             explained = self._explained([(examples[n], one) for n, one in answered], settings)
@@ -175,7 +180,7 @@ class Answerer:
             DataError: If the question is too long to be one, or an option is given twice.
             CalibrationError: If sets, a risk or orders are asked for that the run isn't calibrated for.
         """
-        if example is not None and (problem := _problem(example)):
+        if example is not None and (problem := why_not_askable(example)):
             raise problem
         promised = (settings.orders, settings.alpha, settings.max_risk)
         if promised not in self._promised:
@@ -250,7 +255,23 @@ class Answerer:
         except DataError as exc:
             return exc
 
-    def _explained(self, answered: Sequence[tuple[Example, Answer]], settings: ServeConfig) -> list[Answer]:
+    def _explained(
+        self, answered: Sequence[tuple[Example, Answer]], settings: ServeConfig
+    ) -> list[Answer | RefusedByEngineError]:
+        """Add explanations; one that the engine refuses has its error in its place."""
+        try:
+            return [*self._explained_together(answered, settings)]
+        except RefusedByEngineError as exc:
+            if len(answered) == 1:
+                return [exc]
+            log.warning(
+                "One or more of %d explanations can't be had; asking for each: %s", len(answered), exc
+            )
+        return [one for pair in answered for one in self._explained([pair], settings)]
+
+    def _explained_together(
+        self, answered: Sequence[tuple[Example, Answer]], settings: ServeConfig
+    ) -> list[Answer]:
         prompts = [self.prompt(example, answer) for example, answer in answered]
         written = self.engine.write(prompts, settings.max_explanation_tokens)
         rows = [(example, text.text) for (example, _), text in zip(answered, written, strict=True)]
@@ -263,27 +284,13 @@ class Answerer:
     def _calibration(self, settings: ServeConfig) -> Calibration | None:
         if self._calibrations is not None:
             return self._calibrations.for_orders(settings.orders)
-        if settings.max_risk is not None:
+        # A level other than the run's own was asked for by somebody, who would believe that it had held.
+        if settings.max_risk is not None or settings.alpha != self.run.config.serve.alpha:
             raise CalibrationError(
                 f"{self.run.path} is not calibrated: nothing is known of the risk",
                 f"`medqa calibrate {self.run.path}`",
             )
         return None
-
-
-def _problem(example: Example) -> DataError | None:
-    """Say what keeps a question from being asked; None if nothing does."""
-    num_characters = sum(map(len, (example.question, example.context or "", *example.options)))
-    if num_characters > MAX_CHARACTERS:
-        return DataError(
-            f"the question has {num_characters:,} characters, at most {MAX_CHARACTERS:,} are read",
-            "shorten the question or its context",
-        )
-    try:
-        example.require_distinct_options()
-    except DataError as exc:
-        return exc
-    return None
 
 
 def _judge(prediction: Prediction, calibration: Calibration | None, settings: ServeConfig) -> Judgement:

@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Request
+from fastapi import Body, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.models import Example
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -55,6 +56,14 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     504: {"model": ErrorReply, "description": "It took longer than the time limit"},
 }
 
+_JSON = re.compile(r"application/(?:[^/]+\+)?json")
+_REFUSALS = {
+    404: ("not_found", "/docs lists what there is"),
+    405: ("bad_method", "/docs lists what there is"),
+    415: ("bad_type", "send JSON with the header `Content-Type: application/json`"),
+    503: ("server", "ask again later"),
+}
+
 _QUESTION = {"question": "Which vitamin prevents scurvy?", "options": ["Vitamin A", "Vitamin C", "Vitamin K"]}
 _EXAMPLES: dict[str, Example] = {
     "letter": {"summary": "The letter", "value": _QUESTION},
@@ -71,6 +80,7 @@ def build_api(desk: Desk) -> FastAPI:
         description=f"Multiple-choice questions in, answers with calibrated confidence out.\n\n**{NOTICE}**",
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(_said_to_be_json)],
     )
     _add_errors(app)
     _add_answers(app, desk)
@@ -86,7 +96,7 @@ def build_api(desk: Desk) -> FastAPI:
         """Say that questions are taken."""
         if not desk.service.ready:
             raise HTTPException(503, "questions are not taken now")
-        return {"status": "ready", "model": desk.service.answerer.model}
+        return {"status": "ready"}
 
     @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse, responses={401: _ERRORS[401]})
     async def metrics() -> Response:
@@ -94,6 +104,13 @@ def build_api(desk: Desk) -> FastAPI:
         return Response(generate_latest(desk.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+async def _said_to_be_json(request: Request) -> None:
+    """Refuse what is not said to be JSON: browsers send such on behalf of other web sites unasked."""
+    kind = request.headers.get("content-type", "")
+    if request.method == "POST" and not _JSON.fullmatch(kind.partition(";")[0].strip().lower()):
+        raise HTTPException(415, f"the content type is {kind[:100]!r}, expected application/json")
 
 
 def _add_answers(app: FastAPI, desk: Desk) -> None:
@@ -154,7 +171,8 @@ async def _events(
 
 
 def _event(name: str, data: dict[str, Any]) -> str:
-    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    # ASCII: to many readers of streams U+2028 and its like end a line.
+    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -181,15 +199,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(_: Request, exc: HTTPException) -> JSONResponse:
-        words = {404: "not_found", 405: "bad_method", 503: "server"}
-        hint = "/docs lists what there is" if exc.status_code in (404, 405) else ""
-        return reply(
-            exc.status_code,
-            words.get(exc.status_code, "refused"),
-            str(exc.detail),
-            hint,
-            **dict(exc.headers or {}),
-        )
+        word, hint = _REFUSALS.get(exc.status_code, ("refused", ""))
+        return reply(exc.status_code, word, str(exc.detail), hint, **dict(exc.headers or {}))
 
     @app.exception_handler(Exception)
     async def bug(_: Request, exc: Exception) -> JSONResponse:

@@ -110,23 +110,15 @@ class AuditLog:
         path: The file; made if it isn't there, gone on with if it is.
         with_text: Whether to write question, context, options and explanation too.
         max_bytes: Length at which a file is put aside.
-        keep: Number of such files to keep; all of them if not given.
 
     Raises:
         RunError: If the file can't be written, or another process writes it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        with_text: bool = False,
-        max_bytes: int = 64 * 1024 * 1024,
-        keep: int | None = None,
-    ) -> None:
+    def __init__(self, path: Path, *, with_text: bool = False, max_bytes: int = 64 * 1024 * 1024) -> None:
         self._with_text = with_text
         try:
-            self._file = LogFile(path.resolve(), max_bytes, keep)
+            self._file = LogFile(path.resolve(), max_bytes)
             self._file.open()
         except OSError as exc:
             raise RunError(

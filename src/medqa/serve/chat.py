@@ -20,7 +20,7 @@ from medqa.data.exam import split_exam
 from medqa.errors import ConfigError, DataError, MedQAError
 from medqa.prompts import PromptRenderer
 from medqa.records import Answer, Example
-from medqa.serve.answerer import MAX_CHARACTERS
+from medqa.serve.askable import MAX_CHARACTERS
 from medqa.serve.desk import Desk, unless_gone
 from medqa.serve.wire import STREAMED, answer_json, error_reply
 
@@ -79,7 +79,7 @@ class ChatRequest(BaseModel):
     stream_options: StreamOptions | None = None
     """Whether the last chunk tells the numbers of tokens."""
     max_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Longest explanation."""
+    """Longest explanation; the server's own limit holds where it is lower."""
     max_completion_tokens: Annotated[int, Field(ge=1, le=4096)] | None = None
     """The same under its newer name."""
     n: Literal[1] | None = None
@@ -87,8 +87,9 @@ class ChatRequest(BaseModel):
 
     def settings(self, defaults: ServeConfig) -> ServeConfig:
         """Return how to answer."""
-        limit = self.max_completion_tokens or self.max_tokens
-        return defaults.model_copy(update={"max_explanation_tokens": limit}) if limit else defaults
+        limits = (defaults.max_explanation_tokens, self.max_tokens, self.max_completion_tokens)
+        lowest = min(limit for limit in limits if limit is not None)
+        return defaults.model_copy(update={"max_explanation_tokens": lowest})
 
     def ignored(self) -> list[str]:
         """Name what was set and has no effect.
@@ -125,7 +126,7 @@ def chat_routes(desk: Desk, errors: dict[int | str, dict[str, Any]]) -> APIRoute
         errors: Responses to document.
     """
     router = APIRouter(prefix="/v1", tags=["for OpenAI's client"], responses=errors)
-    model, created = desk.service.answerer.run.path.name, int(time.time())
+    model, created = desk.service.answerer.run.path.resolve().name, int(time.time())
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -207,7 +208,7 @@ class _Reply:
                     for text in self._texts(part, first=False):
                         yield self._chunk({"content": text})
             except MedQAError as exc:
-                yield f"data: {error_reply(exc).model_dump_json()}\n\n"
+                yield _event(error_reply(exc).model_dump())
                 return
             yield self._chunk({}, finish_reason=_finish_reason(answer), medqa=self._medqa(answer))
             if usage:
@@ -228,8 +229,7 @@ class _Reply:
         return self._line({"choices": [choice], **more})
 
     def _line(self, values: dict[str, Any]) -> str:
-        whole = {**self._head, "object": "chat.completion.chunk", **values}
-        return f"data: {json.dumps(whole, ensure_ascii=False)}\n\n"
+        return _event({**self._head, "object": "chat.completion.chunk", **values})
 
     def _usage(self, answer: Answer | None) -> dict[str, int]:
         """Count tokens: of the question as the model reads it, and of letter and explanation."""
@@ -243,6 +243,11 @@ class _Reply:
             **self._extra,
             "answer": answer_json(answer, self._id) if answer else None,
         }
+
+
+def _event(data: dict[str, Any]) -> str:
+    # ASCII: to many readers of streams U+2028 and its like end a line.
+    return f"data: {json.dumps(data)}\n\n"
 
 
 def _finish_reason(answer: Answer | None) -> str:

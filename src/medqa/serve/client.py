@@ -25,6 +25,7 @@ from medqa.errors import (
     MedQAError,
     TimeLimitError,
 )
+from medqa.evaluate.protocol import read_lines
 from medqa.recipe import changed_config
 from medqa.records import LETTERS, Answer, Example
 from medqa.serve.access import ENV_API_KEY
@@ -124,7 +125,7 @@ class ServerClient:
 
     def _parts(self, example: Example, response: "httpx.Response") -> Iterator[Answer | str]:
         name = ""
-        for line in response.iter_lines():
+        for line in read_lines(response.iter_bytes()):
             field, _, value = line.partition(": ")
             if field == "event":
                 name = value

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Literal, TypeVar
 
 from fastapi import HTTPException, Request
@@ -117,45 +117,55 @@ class Desk:
             max_risk=(settings or self.defaults).max_risk,
             explained=explain,
         )
+
+        def ms() -> float:
+            return 1000 * (time.monotonic() - start)
+
         try:
             async with contextlib.aclosing(
                 self.service.stream(example, explain=explain, settings=settings)
             ) as parts:
                 async for part in parts:
                     if isinstance(part, Answer):
-                        seconds = time.monotonic() - start
                         first, answer = answer is None, part
-                        (self._letter_s if first else self._explanation_s).observe(seconds)
+                        (self._letter_s if first else self._explanation_s).observe(ms() / 1000)
                         if not first or not explain or as_it_comes:
                             told = dataclasses.replace(record, answer=part)
                             if not first and as_it_comes:  # the letter has its line already
                                 told = dataclasses.replace(told, event="explanation")
-                            await self._record(told, seconds)
+                            await self._record(told, ms())
                     else:
                         pieces.append(part)
                     yield part
-        except MedQAError as exc:
-            status, word = status_of(exc)
-            self._answers.labels(client, word).inc()
-            failed = dataclasses.replace(record, answer=answer, status=status, error=word)
-            if answer is not None and as_it_comes:
-                failed = dataclasses.replace(failed, event="explanation")
-            with contextlib.suppress(AuditError):  # no answer goes out: what went wrong is told all the same
-                await self._record(failed, time.monotonic() - start)
-            raise
         except (GeneratorExit, asyncio.CancelledError):
             self._answers.labels(client, "left").inc()
             if self._audit is not None and answer is not None and as_it_comes and pieces:
-                seen = dataclasses.replace(answer, explanation="".join(pieces), explanation_finished=False)
-                told = dataclasses.replace(record, answer=seen, event="explanation", error="left")
                 # Nothing can be awaited while a generator is closed: the line follows by itself.
-                self._audit.write_later(told)
+                self._audit.write_later(
+                    dataclasses.replace(_broken_off(record, answer, pieces), error="left", latency_ms=ms())
+                )
+            raise
+        except Exception as exc:
+            status, word = status_of(exc) if isinstance(exc, MedQAError) else (500, "bug")
+            self._answers.labels(client, word).inc()
+            seen = _broken_off(record, answer, pieces if as_it_comes else [])
+            failed = dataclasses.replace(seen, status=status, error=word)
+            with contextlib.suppress(AuditError):  # no answer goes out: what went wrong is told all the same
+                await self._record(failed, ms())
             raise
         self._answers.labels(client, "abstained" if answer and answer.abstain else "answered").inc()
 
-    async def _record(self, record: AuditRecord, seconds: float) -> None:
+    async def _record(self, record: AuditRecord, latency_ms: float) -> None:
         if self._audit is not None:
-            await self._audit.write(dataclasses.replace(record, latency_ms=1000 * seconds))
+            await self._audit.write(dataclasses.replace(record, latency_ms=latency_ms))
+
+
+def _broken_off(record: AuditRecord, answer: Answer | None, pieces: Sequence[str]) -> AuditRecord:
+    """Record what was seen of an answer that did not come to its end."""
+    if answer is None or not pieces:
+        return dataclasses.replace(record, answer=answer)
+    seen = dataclasses.replace(answer, explanation="".join(pieces), explanation_finished=False)
+    return dataclasses.replace(record, answer=seen, event="explanation")
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -21,13 +21,11 @@ class LogFile:
     Args:
         path: The file.
         max_bytes: Length at which it is renamed to FILE.1, the next to FILE.2, and so on.
-        keep: Number of renamed files to keep; all of them if not given.
     """
 
-    def __init__(self, path: Path, max_bytes: int, keep: int | None) -> None:
+    def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._keep = keep
         self._descriptor: int | None = None
 
     def append(self, lines: bytes) -> None:
@@ -102,18 +100,11 @@ class LogFile:
 
     def _rotate(self) -> int:
         """Put the full file aside and open a new one. One rename does it: no line is ever nowhere."""
-        numbers = self._numbers()
-        new = max(numbers, default=0) + 1
-        aside = self._path.with_name(f"{self._path.name}.{new}")
+        aside = self._path.with_name(f"{self._path.name}.{max(self._numbers(), default=0) + 1}")
         self._path.rename(aside)
         self.close()
         descriptor = self.open()
         _log.info("%s is full and now %s", self._path, aside.name)
-        for number in sorted([*numbers, new])[: -self._keep] if self._keep else ():
-            oldest = self._path.with_name(f"{self._path.name}.{number}")
-            if oldest.exists():
-                oldest.unlink()
-                _log.info("%s is deleted: %d are kept", oldest, self._keep)
         return descriptor
 
     def _numbers(self) -> list[int]:

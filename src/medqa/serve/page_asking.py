@@ -26,6 +26,7 @@ from medqa.serve.page_parts import (
     problem_part,
     reason_part,
 )
+from medqa.serve.wire import for_clients
 
 __all__ = ["PLACES", "Answering", "Form", "FormError", "Shown", "asking", "examples", "read_form", "stopped"]
 
@@ -178,7 +179,7 @@ async def asking(service: Answering, form: Form, history: Sequence[Asked]) -> As
                 shown_letter = True
                 yield shown
     except MedQAError as exc:
-        yield _failed(exc, _place(exc), shown_letter)
+        yield _failed(for_clients(exc), _place(exc), shown_letter)
     except Exception:
         # A bug. The visitor can do nothing about it and must not see what is inside.
         log.exception("The page could not answer a question")

@@ -1,25 +1,29 @@
 """Put the page into an application: what gradio serves of it, and what of gradio nobody needs.
 
 Gradio's own start page names pictures on other servers and cannot be read without scripts; it is tidied here
-on its way out. Of gradio's many addresses only those that the page uses are open.
+on its way out. Of gradio's many addresses only those that the page uses are open; what it refuses looks like
+every other refusal here, and what breaks in it is a line in the log.
 """
 
 import contextlib
-import re
+import http
+import logging
 
 import fastapi
 import gradio as gr
-from starlette.routing import Mount
+from fastapi.responses import JSONResponse
+from starlette.routing import Match, Mount
 
-from medqa.serve.incoming import App, Message, Receive, Scope, Send
+from medqa.serve.incoming import App, Message, Receive, RefusedError, Scope, Send
+from medqa.serve.page_incoming import OPEN, PageRequests
 from medqa.serve.page_parts import start_page
+from medqa.serve.wire import ErrorReply, Failure
 
 __all__ = ["mount_page"]
 
-_OPEN = re.compile(
-    r"/(?:(?:assets|static)/.+|theme\.css|gradio_api/(?:heartbeat/\w+|queue/(?:join|data)|cancel|reset)/?)?"
-)
-"""The page itself, its scripts and styles, and the events."""
+_KINDS = {400: "bad_request", 404: "not_found", 405: "bad_method", 422: "bad_request", 500: "bug"}
+
+log = logging.getLogger(__name__)
 
 _SANS = (
     "system-ui",
@@ -35,7 +39,9 @@ _MONO = ("ui-monospace", "SF Mono", "Menlo", "Consolas", "DejaVu Sans Mono", "mo
 
 
 def mount_page(app: fastapi.FastAPI, blocks: gr.Blocks) -> None:
-    """Mount the page at /, after everything else that the application serves.
+    """Mount the page, after everything else that the application serves.
+
+    It takes its own addresses only: what is left over is the application's to refuse.
 
     Args:
         app: The application. Routes that are added later are never reached.
@@ -60,7 +66,7 @@ def mount_page(app: fastapi.FastAPI, blocks: gr.Blocks) -> None:
     route = app.router.routes[-1]
     if not isinstance(route, Mount):
         raise AssertionError("gradio mounts its application last")
-    route.app = _Page(route.app)
+    app.router.routes[-1] = _PageRoute("/", app=_Page(route.app, PageRequests(blocks)))
 
 
 def _get_ready() -> None:
@@ -71,26 +77,80 @@ def _get_ready() -> None:
         matplotlib.use("agg")
 
 
+class _PageRoute(Mount):
+    """Leaves every address that is not the page's to other routes."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] != "http" or not OPEN.fullmatch(_path(scope)):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
 class _Page:
     """ASGI application around gradio's."""
 
-    def __init__(self, app: App) -> None:
-        self._app = app
+    def __init__(self, app: App, requests: PageRequests) -> None:
+        self._app, self._requests = app, requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what the page needs; tidy the page itself."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
-        if not _OPEN.fullmatch(path or "/"):
-            await fastapi.responses.PlainTextResponse("Not found", 404)(scope, receive, send)
-        elif path in ("", "/"):
-            # Gradio compresses where it may; what is to be changed has to come as it is.
-            headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
-            await self._app({**scope, "headers": headers, "query_string": b""}, receive, _tidied(send))
-        else:
-            await self._app(scope, receive, send)
+        """Pass on what the page needs; tidy the page itself, and what is refused."""
+        answer = _Told(send)
+        try:
+            path = _path(scope)
+            scope, receive = await self._requests.read(path, scope, receive)
+            if path == "/":
+                # Gradio compresses where it may; what is to be changed has to come as it is.
+                headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+                await self._app({**scope, "headers": headers}, receive, _tidied(answer))
+            else:
+                await self._app(scope, receive, answer)
+        except RefusedError as refused:
+            await _refusal(refused.status, refused.kind, refused.message, refused.hint)(scope, receive, send)
+        except Exception as exc:
+            # It is gradio's, and anybody may have brought it about: no traceback for each.
+            log.error("the page failed at %s %s: %r", scope["method"], scope["path"], exc)
+            log.debug("what gradio did:", exc_info=exc)
+            if not answer.started:
+                await _refusal(500, "bug", "something is wrong inside the server", "its log says what")(
+                    scope, receive, send
+                )
+
+
+def _path(scope: Scope) -> str:
+    return scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")) or "/"
+
+
+def _refusal(status: int, kind: str, message: str, hint: str) -> JSONResponse:
+    body = ErrorReply(error=Failure(type=kind, message=message, hint=hint))
+    return JSONResponse(body.model_dump(), status)
+
+
+class _Told:
+    """Passes on what gradio answers; where it refuses, says so in the shape of all refusals here."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._refused = False
+        self.started = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self._refused = message["status"] >= 400
+            if self._refused:
+                await self._refuse(message)
+                return
+        if not self._refused:
+            await self._send(message)
+
+    async def _refuse(self, start: Message) -> None:
+        status = start["status"]
+        kind, phrase = _KINDS.get(status, "refused"), http.HTTPStatus(status).phrase
+        response = _refusal(status, kind, phrase, "its log says what" if status >= 500 else "")
+        allowed = [(name, value) for name, value in start["headers"] if name.lower() == b"allow"]
+        headers = [*response.raw_headers, *allowed]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": response.body})
 
 
 def _tidied(send: Send) -> Send:

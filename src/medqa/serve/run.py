@@ -1,9 +1,13 @@
 """Put the parts together and serve them until told to stop."""
 
+import asyncio
+import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from medqa.serve.answerer import Answerer
 from medqa.serve.api import build_api
 from medqa.serve.audit import AuditLog
 from medqa.serve.desk import Desk
+from medqa.serve.incoming import App, Receive, Scope, Send
 from medqa.serve.page import build_page
 from medqa.serve.page_mount import mount_page
 from medqa.serve.service import CLOSE_S, Service
@@ -77,12 +82,15 @@ def serve(
     audit = AuditLog(access.audit_log, with_text=access.audit_text) if access.audit_log else None
     try:
         answerer = load()
+        answerer.prepare(None, answerer.defaults)
         if isinstance(answerer.engine, LocalEngine):
             answerer.engine.warm_up()
         service = Service(answerer)
+        closing = None
         try:
+            closing = _Closing(build_app(Desk(service, audit), access))
             config = uvicorn.Config(
-                build_app(Desk(service, audit), access),
+                closing,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -90,19 +98,77 @@ def serve(
                 proxy_headers=False,
                 timeout_graceful_shutdown=int(CLOSE_S),
             )
+            server = _Server(config, closing)
             host = f"[{access.host}]" if ":" in access.host else access.host
             started(f"http://{host}:{port}")
             # uvicorn ends at SIGTERM and Ctrl-C, and then sends the signal again: a second SIGTERM would end
             # the process before what follows here.
             signal.signal(signal.SIGTERM, lambda *_: None)
-            uvicorn.Server(config).run(sockets)
+            server.run(sockets)
         finally:
-            service.close()
+            finished = service.close(closing.left_s() if closing else CLOSE_S)
     finally:
         if audit is not None:
             audit.close()
         for one in sockets:
             one.close()
+    if not finished:
+        # The model is in the middle of a pass, which nothing ends: Python would abort on its way out.
+        logging.shutdown()
+        os._exit(1)
+
+
+class _Closing:
+    """ASGI application around another, which ends what would never end by itself when the server closes.
+
+    An open page holds a request, its heartbeat, for as long as it is open.
+    """
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._beats: set[asyncio.Task[None]] = set()
+        self._since: float | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if "/heartbeat/" not in scope.get("path", ""):
+            await self._app(scope, receive, send)
+            return
+        beat = asyncio.ensure_future(self._app(scope, receive, send))
+        self._beats.add(beat)
+        try:
+            await asyncio.wait((beat,))
+        finally:
+            self._beats.discard(beat)
+            beat.cancel()
+        if not beat.cancelled():
+            beat.result()
+        else:
+            with contextlib.suppress(RuntimeError):  # a response that was not begun needs no end
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def begin(self) -> None:
+        """End the heartbeats, and count the time from here."""
+        self._since = self._since or time.monotonic()
+        for beat in self._beats:
+            beat.cancel()
+
+    def left_s(self) -> float:
+        """How long closing may still take."""
+        return max(1.0, CLOSE_S - (time.monotonic() - self._since)) if self._since else CLOSE_S
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it begins to close."""
+
+    def __init__(self, config: uvicorn.Config, closing: _Closing) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close: take in no more, and wait for what is going on."""
+        self._closing.begin()
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -112,6 +178,7 @@ def _listen(host: str, port: int) -> socket.socket:
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen()  # two that start at once would both be bound otherwise
     except OSError as exc:
         raise RunError(
             f"can't listen on {host}, port {port}: {exc.strerror or exc}", "--port gives another port"

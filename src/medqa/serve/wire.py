@@ -4,11 +4,12 @@ Types are strict and unknown fields are refused: a misspelt `alhpa` would otherw
 believed to have. What the fields of an answer mean is said once, in `medqa.records.Answer`.
 """
 
+import logging
 import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medqa.config import ServeConfig
 from medqa.errors import (
@@ -18,10 +19,12 @@ from medqa.errors import (
     DataError,
     EngineError,
     MedQAError,
+    RefusedByEngineError,
     TimeLimitError,
 )
 from medqa.records import Answer, Example
-from medqa.serve.answerer import MAX_CHARACTERS
+from medqa.serve.askable import MAX_CHARACTERS
+from medqa.serve.audit import AuditError
 
 __all__ = [
     "STREAMED",
@@ -33,6 +36,7 @@ __all__ = [
     "Failure",
     "answer_json",
     "error_reply",
+    "for_clients",
     "retry_after",
     "status_of",
 ]
@@ -53,8 +57,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
     }
 }
 
-# C0 and C1 but for tab and line ends, and what turns the direction of writing around.
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+log = logging.getLogger(__name__)
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
 
@@ -82,16 +85,6 @@ class Asked(Message):
     """Share of the answer sets that may miss the right option: 0.2, 0.1 or 0.05."""
     max_risk: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the given answers that may be wrong: below the confidence that takes, it abstains."""
-
-    @field_validator("question", "context")
-    @classmethod
-    def _printable(cls, text: str | None) -> str | None:
-        return text if text is None else _plain(text)
-
-    @field_validator("options")
-    @classmethod
-    def _printable_options(cls, texts: list[str]) -> list[str]:
-        return [_plain(text) for text in texts]
 
     def example(self) -> Example:
         """Return the question.
@@ -223,19 +216,40 @@ def status_of(exc: MedQAError) -> tuple[int, str]:
     return next(((status, word) for kind, status, word in _STATUS if isinstance(exc, kind)), (503, "server"))
 
 
+# Errors in words about the question itself, or meant for whoever asks.
+_TOLD = (AuditError, BusyError, ConfigError, DataError, TimeLimitError)
+# Where such a word stands for a run, its folder stood.
+_RUN = re.compile(r".+(?= is not calibrated)", re.DOTALL)
+_RUN_TO_CALIBRATE = re.compile(r"(?<=`medqa calibrate )(?!RUN\b)[^`]+")
+_LOG_SAYS = "ask again later; the operator finds the cause in the server's log"
+
+
+def for_clients(exc: MedQAError) -> MedQAError:
+    """Return an error in the words that may leave this machine.
+
+    They hold no local path, no address and nothing that an engine said. What they leave out goes to the log.
+    """
+    if isinstance(exc, CalibrationError):
+        return CalibrationError(_RUN.sub("this model", exc.message), _RUN_TO_CALIBRATE.sub("RUN", exc.hint))
+    if isinstance(exc, _TOLD):
+        return exc
+    log.error("a question could not be answered: %s (%s)", exc.message, exc.hint or "no hint")
+    if isinstance(exc, RefusedByEngineError):
+        return EngineError(
+            "the engine behind this server refuses this question",
+            "ask it in other words; the operator finds the cause in the server's log",
+        )
+    if isinstance(exc, EngineError):
+        return EngineError("the engine behind this server does not answer as it should", _LOG_SAYS)
+    return MedQAError("this server's model can't answer now", _LOG_SAYS)
+
+
 def error_reply(exc: MedQAError) -> ErrorReply:
-    """Make the body that tells of an error."""
-    return ErrorReply(error=Failure(type=status_of(exc)[1], message=exc.message, hint=exc.hint))
+    """Make the body that tells a client of an error."""
+    told = for_clients(exc)
+    return ErrorReply(error=Failure(type=status_of(exc)[1], message=told.message, hint=told.hint))
 
 
 def retry_after(exc: MedQAError) -> dict[str, str]:
     """Return the header that says when to try again, where that is known."""
     return {"Retry-After": str(max(1, math.ceil(exc.retry_after_s)))} if isinstance(exc, BusyError) else {}
-
-
-def _plain(text: str) -> str:
-    if found := _CONTROL.search(text):
-        raise ValueError(f"it holds the control character U+{ord(found[0]):04X}: leave it out")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("it holds half a character (a lone surrogate): send UTF-8")
-    return text
