@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ __all__ = ["file_sha256", "read_json", "write_folder", "write_json", "write_json
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either whole or not there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     with beside.open("w", encoding="utf-8") as f:
         f.write(text)
         f.flush()
@@ -55,7 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name; it gets its own name only once the block ends well."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:

@@ -470,9 +470,12 @@ def test_every_built_in_question_comes_back_from_our_own_layout_and_from_others(
 
 
 LETTERS = "abcdefgh\u00e4\u03b2"
-words = st.tuples(
-    st.sampled_from(LETTERS), st.text(LETTERS + ",-/+%()0123456789", min_size=1, max_size=8)
-).map("".join)
+# No "a)" or "a-": two of them are a second list, which is refused.
+words = (
+    st.tuples(st.sampled_from(LETTERS), st.text(LETTERS + ",-/+%()0123456789", min_size=1, max_size=8))
+    .map("".join)
+    .filter(lambda word: word[1] not in ")-")
+)
 phrases = st.lists(words, min_size=1, max_size=8).map(" ".join)
 
 

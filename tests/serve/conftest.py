@@ -1,5 +1,6 @@
 """A real server on loopback, in a thread of the test's own process."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -29,6 +30,16 @@ def running(app):
         server.should_exit = True
         thread.join(10)
         sock.close()
+
+
+def whole_application(desk, **access):
+    """Build what `medqa serve` serves: API and page behind the gate."""
+    from medqa.serve.run import Access, build_app
+
+    async def build():
+        return build_app(desk, Access(**access))
+
+    return asyncio.run(build())  # outside of a loop gradio makes loops of its own, and leaves them open
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,21 @@ import time
 import pytest
 
 from medqa.config import ServeConfig
-from medqa.errors import BusyError, CalibrationError, DataError, DeviceError, TimeLimitError
+from medqa.errors import (
+    BusyError,
+    CalibrationError,
+    DataError,
+    DeviceError,
+    RefusedByEngineError,
+    TimeLimitError,
+)
 from medqa.model.generate import Written
 from medqa.records import Answer
 from medqa.serve import service as service_module
 from medqa.serve.answerer import Answerer
 from medqa.serve.service import Service
+from medqa.serve.texts import TextsHere
+from medqa.serve.waiting import Line, Question, Text
 from medqa.testing import make_examples
 
 EXAMPLES = make_examples(12)
@@ -232,3 +241,97 @@ def test_an_engine_elsewhere_is_asked_in_the_same_way(serve, answerer):
     assert {one.explanation for one in found} == {"some text"}
     assert all(one.explanation_check["finished"] for one in found)
     assert engine.closed == 5
+
+
+def asked(example, orders=1):
+    """Make a question outside a service."""
+
+    async def make():
+        return Question(example, orders)
+
+    return asyncio.run(make())
+
+
+def test_a_long_question_waits_as_long_as_it_takes_and_goes_alone():
+    line, short = Line(max_number=3, max_cost=2000), [asked(e) for e in EXAMPLES[:5]]
+    long = asked(dataclasses.replace(EXAMPLES[0], question="x" * 5000))
+    line.took([long], seconds=5.0)
+    assert line.wait_s(long.cost) == pytest.approx(5.0)
+    for question in (long, *short):
+        line.add(question)
+    assert line.take() == short[:3]
+    assert line.take() == short[3:]
+    late = asked(EXAMPLES[6])
+    late.since += 10  # longer than the long one takes
+    line.add(late)
+    assert line.take() == [long]
+    line.leave(late)
+    line.leave(late)
+    assert len(line) == 0
+    assert line.wait_s() == 0
+
+
+def test_what_can_not_be_done_in_time_is_refused_at_once(serve):
+    service = serve(time_limit_s=2.0)
+    service._line.took([asked(EXAMPLES[0])], seconds=1.5)
+    long = dataclasses.replace(EXAMPLES[0], context="and so on " * 400)
+    [error] = ask(service, long)
+    assert isinstance(error, BusyError)
+    assert "takes too long to read" in str(error)
+    assert isinstance(ask(service, EXAMPLES[0])[0], Answer)
+
+
+def test_one_question_that_the_engine_refuses_spoils_no_other(serve, answerer, monkeypatch, caplog):
+    score, bad = answerer.engine.score, EXAMPLES[2].question
+
+    def fussy(items, **how):
+        if any(bad in item.example.question for item in items):
+            raise RefusedByEngineError("content filter", "rephrase it")
+        return score(items, **how)
+
+    monkeypatch.setattr(answerer.engine, "score", fussy)
+    expected = [RefusedByEngineError if n == 2 else Answer for n in range(5)]
+    assert [type(one) for one in ask(serve(), *EXAMPLES[:5])] == expected
+    assert [type(one) for one in answerer.answer_many(EXAMPLES[:5])] == expected
+    assert "asking each by itself" in caplog.text
+
+
+def test_an_explanation_that_is_written_is_checked_however_full_the_queue(serve, monkeypatch):
+    service = serve(max_waiting=1)
+
+    async def explain():
+        parts = service.stream(EXAMPLES[0])
+        await anext(parts)
+        monkeypatch.setattr(service, "_max_waiting", 0)  # as full as can be
+        with pytest.raises(BusyError):
+            await service.answer(EXAMPLES[1])
+        monkeypatch.setattr(service, "_max_waiting", 1)
+        piece = await anext(parts)
+        monkeypatch.setattr(service, "_max_waiting", 0)
+        return [piece, *[part async for part in parts]]
+
+    last = asyncio.run(explain())[-1]
+    assert last.explanation_check["points_to"] in range(4)
+
+
+def test_a_text_without_a_free_place_holds_up_no_other(answerer, monkeypatch):
+    class Full:
+        num_free = 0
+
+    class Free:
+        num_free = 1
+
+        def start(self, writings):
+            pass
+
+    monkeypatch.setattr(answerer.engine, "writer_for", lambda w: Full() if len(w.prompt) > 3 else Free())
+    texts = TextsHere(answerer.engine, threading.Condition())
+
+    async def begin():
+        for prompt in ([1] * 9, [1] * 8, [1, 2], [1] * 7):
+            texts.add(Text(prompt, 5))
+        texts._begin()
+
+    asyncio.run(begin())
+    assert [len(text.prompt) for text in texts._writing] == [2]
+    assert [len(text.prompt) for text in texts._waiting] == [9, 8, 7]

@@ -147,7 +147,7 @@ def _mapping(items: Sequence[str]) -> dict[str, str]:
 
 
 def _processes() -> tuple[int, int, str]:
-    """Say which of how many processes this is, as torchrun's variables have it, and name the launch."""
+    """Say which of how many processes this is, as torchrun has it, and the name of a launch of several."""
     values = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
     try:
         rank, world_size = (int(value) for value in values.values())
@@ -160,7 +160,7 @@ def _processes() -> tuple[int, int, str]:
             f"RANK={rank} with WORLD_SIZE={world_size}", "ranks count from 0; torchrun sets them"
         )
     if world_size == 1:
-        return 0, 1, f"process {os.getpid()}"
+        return 0, 1, ""
     # One starter's processes have one parent; on several machines they share the meeting point.
     names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
     meeting = " ".join(os.environ[name] for name in names if os.environ.get(name))

@@ -19,7 +19,7 @@ from medqa.errors import DataError, MedQAError
 from medqa.files import file_sha256
 from medqa.progress import Task, track
 from medqa.records import Answer, Example
-from medqa.serve.bulk_parts import Parts, claimed
+from medqa.serve.bulk_parts import Parts, claimed, this_process
 from medqa.serve.bulk_read import BulkRow, read_chunks, survey
 from medqa.serve.bulk_write import Columns, check_ending, make_writer
 
@@ -85,7 +85,7 @@ def answer_file(
         "map": mapping,
         "settings": dict(settings),
     }
-    with claimed(target, launch or f"process {os.getpid()}") as parts:
+    with claimed(target, launch or this_process()) as parts:
         with parts.turn():
             try:
                 if os.path.lexists(target):

@@ -17,7 +17,9 @@ import fcntl
 import itertools
 import json
 import os
+import platform
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,9 +27,14 @@ from typing import Any, TextIO
 from medqa.errors import RunError
 from medqa.files import read_json, write_json
 
-__all__ = ["Parts", "claimed"]
+__all__ = ["Parts", "claimed", "this_process"]
 
 Record = dict[str, Any]
+
+
+def this_process() -> str:
+    """Name this process as no other is named: in two containers, both may have number 1."""
+    return f"process {os.getpid()} of {platform.node() or 'this machine'} ({uuid.uuid4().hex[:12]})"
 
 
 @contextlib.contextmanager
@@ -154,7 +161,7 @@ class Parts:
 
     def save(self, number: int, write: Callable[[Path], None], record: Record) -> None:
         """Keep a chunk: whole or not at all."""
-        beside = self.folder / f"{number:08d}.{os.getpid()}.part"
+        beside = self.folder / f"{number:08d}.{uuid.uuid4().hex}.part"
         write(beside)
         size = _synced(beside)
         beside.replace(self.part(number))

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +32,8 @@ from medqa.serve.service import CLOSE_S, Service
 __all__ = ["Access", "build_app", "serve"]
 
 log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +108,7 @@ def serve(
             # uvicorn ends at SIGTERM and Ctrl-C, and then sends the signal again: a second SIGTERM would end
             # the process before what follows here.
             signal.signal(signal.SIGTERM, lambda *_: None)
+            _get_steady()
             server.run(sockets)
         finally:
             finished = service.close(closing.left_s() if closing else CLOSE_S)
@@ -171,8 +176,18 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _get_steady() -> None:
+    """Let nothing in Python hold up all askers at once."""
+    # Else the garbage collector looks through all of torch and gradio again and again: half a second each.
+    gc.collect()
+    gc.freeze()
+    # The model's thread gives way at every call into torch, and would wait 5 ms to go on each time.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """Take the port before the model is loaded, so that a taken one costs no time."""
+    found = None
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, socket.SOCK_STREAM)
@@ -180,6 +195,8 @@ def _listen(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen()  # two that start at once would both be bound otherwise
     except OSError as exc:
+        if found is not None:
+            found.close()
         raise RunError(
             f"can't listen on {host}, port {port}: {exc.strerror or exc}", "--port gives another port"
         ) from exc
