@@ -84,7 +84,7 @@ def test_what_was_seen_of_an_explanation_that_failed_is_recorded(answerer, tmp_p
     async def read(desk):
         return [part async for part in desk.stream(example, id="7")]
 
-    for error, told in ((TimeLimitError("too long", ""), (504, "time_limit")), (KeyError("x"), (500, "bug"))):
+    for error, told in ((TimeLimitError("too long", ""), (504, "timeout")), (KeyError("x"), (500, "bug"))):
         file = tmp_path / f"{told[1]}.jsonl"
         with AuditLog(file, with_text=True) as audit:
             desk = Desk(Breaks(), audit)
