@@ -426,3 +426,22 @@ def test_clients_are_told_nothing_of_the_inside(error, caplog):
 def test_what_concerns_the_question_is_told_as_it_is(error, message, hint):
     told = for_clients(error)
     assert (type(told), told.message, told.hint) == (type(error), message, hint)
+
+
+def test_a_bug_in_one_question_of_a_batch_is_that_ones_error(client, served, monkeypatch, caplog):
+    judge = served[1].answerer.judge
+
+    def stumble(example, *args):
+        if "stumble" in example.question:
+            raise KeyError("secret")
+        return judge(example, *args)
+
+    monkeypatch.setattr(served[1].answerer, "judge", stumble)
+    questions = [QUESTION, {**QUESTION, "question": "Where do they stumble?"}, QUESTION]
+    response = client.post("/v1/answers", json={"questions": questions})
+    assert response.status_code == 200
+    first, bug, last = response.json()["answers"]
+    assert first["letter"] == last["letter"]
+    assert bug["error"]["type"] == "bug"
+    assert "secret" not in response.text
+    assert "secret" in caplog.text

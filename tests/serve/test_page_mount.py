@@ -1,4 +1,4 @@
-"""The whole application under what a stranger may send: every refusal has one shape, and no traceback comes of it."""
+"""The application under what a stranger may send: refusals have one shape, and no traceback comes of it."""
 
 import http.client
 import json

@@ -31,6 +31,8 @@ __all__ = ["Answerer"]
 
 log = logging.getLogger(__name__)
 
+Answered = Sequence[tuple[Example, Answer]]
+
 # Ways to answer that are remembered as possible; they come from strangers.
 MAX_PROMISED = 1000
 
@@ -255,23 +257,17 @@ class Answerer:
         except DataError as exc:
             return exc
 
-    def _explained(
-        self, answered: Sequence[tuple[Example, Answer]], settings: ServeConfig
-    ) -> list[Answer | RefusedByEngineError]:
+    def _explained(self, answered: Answered, settings: ServeConfig) -> list[Answer | RefusedByEngineError]:
         """Add explanations; one that the engine refuses has its error in its place."""
         try:
             return [*self._explained_together(answered, settings)]
         except RefusedByEngineError as exc:
             if len(answered) == 1:
                 return [exc]
-            log.warning(
-                "One or more of %d explanations can't be had; asking for each: %s", len(answered), exc
-            )
+            log.warning("Of %d explanations some are refused; asking for each: %s", len(answered), exc)
         return [one for pair in answered for one in self._explained([pair], settings)]
 
-    def _explained_together(
-        self, answered: Sequence[tuple[Example, Answer]], settings: ServeConfig
-    ) -> list[Answer]:
+    def _explained_together(self, answered: Answered, settings: ServeConfig) -> list[Answer]:
         prompts = [self.prompt(example, answer) for example, answer in answered]
         written = self.engine.write(prompts, settings.max_explanation_tokens)
         rows = [(example, text.text) for (example, _), text in zip(answered, written, strict=True)]

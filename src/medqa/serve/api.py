@@ -56,6 +56,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     504: {"model": ErrorReply, "description": "It took longer than the time limit"},
 }
 
+_BUG = ErrorReply(
+    error=Failure(type="bug", message="something is wrong inside the server", hint="its log says what")
+)
 _JSON = re.compile(r"application/(?:[^/]+\+)?json")
 _REFUSALS = {
     404: ("not_found", "/docs lists what there is"),
@@ -147,6 +150,9 @@ def _add_answers(app: FastAPI, desk: Desk) -> None:
                     found = await desk.answer(example, explain=asked.explain, settings=settings, id=id)
             except MedQAError as exc:
                 return error_reply(exc).model_dump()
+            except Exception as exc:  # the others of the batch have their answers all the same
+                log.exception("a bug, please report it", exc_info=exc)
+                return _BUG.model_dump()
             return answer_json(found, id)
 
         work = asyncio.gather(*(one(number, asked) for number, asked in enumerate(batch.questions)))
@@ -205,4 +211,4 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, exc: Exception) -> JSONResponse:
         log.exception("a bug, please report it", exc_info=exc)
-        return reply(500, "bug", "something is wrong inside the server", "its log says what")
+        return JSONResponse(_BUG.model_dump(), 500)
