@@ -22,7 +22,11 @@ from medqa.serve.service import Service
 
 from .conftest import running, whole_application
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Gradio 6 sets an option that pandas 3 has retired.
+    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
+]
 
 QUESTION = {"question": "What comes after 6?", "options": ["116", "7", "126", "136"]}
 CHAT = "What comes after 6?\nA. 116\nB. 7\nC. 126\nD. 136"
@@ -336,7 +340,7 @@ def test_ten_thousand_wrong_requests_change_nothing_for_the_right_ones(served, c
     )
     assert set(storm.events.values()) == {1}
     assert {key: written[key] for key in storm.events} == dict(storm.events)
-    assert set(written.values()) == {1}  # no line twice, whoever had left by then
+    assert not [key for key, number in written.items() if number != 1]  # no line twice, whoever had left
     told = capfd.readouterr()
     assert "Traceback" not in told.out + told.err
     assert not [record.getMessage() for record in caplog.records if record.exc_info]

@@ -14,6 +14,9 @@ from medqa.serve.service import Service
 
 from .conftest import running, whole_application
 
+# Gradio 6 sets an option that pandas 3 has retired.
+pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
+
 JOIN, CANCEL, RESET = (f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset"))
 ADD, ASK, STOPS = 5, 16, 18  # events of the page
 ASKED = ["What comes after 6?", None, True, 0.1, 0, None, None, "116", "7", *[""] * 8]

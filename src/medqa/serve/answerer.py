@@ -143,10 +143,8 @@ class Answerer:
         fine = [n for n, problem in enumerate(problems) if problem is None]
         found: list[Any] = list(problems)
         scored = score_each(self.engine, [examples[n] for n in fine], settings.orders)
-        for number, one in zip(fine, scored, strict=True):
-            found[number] = one
-            if isinstance(one, OrderedPrediction):
-                found[number] = self._judged(examples[number], one, settings)
+        for n, one in zip(fine, scored, strict=True):
+            found[n] = one if isinstance(one, MedQAError) else self._judged(examples[n], one, settings)
         if explain:
             answered = [(n, one) for n, one in enumerate(found) if isinstance(one, Answer)]
             explained = self._explained([(examples[n], one) for n, one in answered], settings)
