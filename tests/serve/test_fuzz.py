@@ -24,8 +24,8 @@ from .conftest import running, whole_application
 
 pytestmark = [
     pytest.mark.slow,
-    # Gradio 6 sets an option that pandas 3 has retired.
-    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting"),
+    # Gradio 6 uses what pandas 3 has retired.
+    pytest.mark.filterwarnings("ignore:.*no_silent_downcasting", "ignore:The copy keyword is deprecated"),
 ]
 
 QUESTION = {"question": "What comes after 6?", "options": ["116", "7", "126", "136"]}

@@ -13,7 +13,7 @@ import pytest
 
 from medqa.config import ServeConfig
 from medqa.data.exam import split_exam
-from medqa.errors import CalibrationError, MedQAError, TimeLimitError
+from medqa.errors import CalibrationError, EngineError, MedQAError, TimeLimitError
 from medqa.prompts import question_text
 from medqa.records import NOTICE, Answer, Example
 from medqa.serve import page_asking, page_parts
@@ -319,6 +319,19 @@ def test_an_error_amid_the_explanation_leaves_the_letter():
     first = shown_by(Breaks(CalibrationError("no sets", "`medqa calibrate RUN`"), 0), FORM)[-1]
     assert "<code>medqa calibrate RUN</code>" in first.problems["settings"]
     assert "No answer" in first.answer
+
+
+def test_the_page_tells_nothing_of_the_inside_either(caplog):
+    error = EngineError("http://10.0.0.7/v1: /srv/models is gone", "look there")
+    engine = shown_by(Breaks(error, 0), FORM)[-1].problems["asking"]
+    assert "does not answer as it should" in engine
+    assert "10.0.0.7" not in engine
+    assert "/srv" not in engine
+    assert error.message in caplog.text
+    error = CalibrationError("/home/me/run is not calibrated", "`medqa calibrate /home/me/run`")
+    settings = shown_by(Breaks(error, 0), FORM)[-1].problems["settings"]
+    assert "<code>medqa calibrate RUN</code>" in settings
+    assert "/home" not in settings
 
 
 def test_who_stops_or_leaves_ends_the_service_at_once(service):

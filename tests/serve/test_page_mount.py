@@ -14,8 +14,10 @@ from medqa.serve.service import Service
 
 from .conftest import running, whole_application
 
-# Gradio 6 sets an option that pandas 3 has retired.
-pytestmark = pytest.mark.filterwarnings("ignore:.*no_silent_downcasting")
+# Gradio 6 uses what pandas 3 has retired.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*no_silent_downcasting", "ignore:The copy keyword is deprecated"
+)
 
 JOIN, CANCEL, RESET = (f"/gradio_api/{name}" for name in ("queue/join", "cancel", "reset"))
 ADD, ASK, STOPS = 5, 16, 18  # events of the page

@@ -6,10 +6,12 @@ who can guess it, as anybody can where it is in a published exam; a key would no
 read the log, since the key would lie beside it. So the log belongs to those who may know what was asked: its
 owner alone can read it (0600), and with text or without, it is to be guarded like the questions.
 
-An answer is given only once its line is written and synced, so no answer is missing, whatever is killed and
-when. The reverse can happen: a line whose answer never arrived, because the process was killed or the client
-had gone. If a line can't be written (disk full), the answer isn't given either. A line that was torn in the
-middle of a write is mended at the next start: its bytes become the text of a line of the event "torn".
+A letter, and an explanation as a whole, is given only once its line is written and synced: none is missing,
+whatever is killed and when. The pieces of an explanation that is being streamed have no line until it ends or
+its reader leaves, so kill -9 loses those. The reverse can happen: a line whose answer never arrived, because
+the process was killed or the client had gone. If a line can't be written (disk full), the answer isn't given
+either. A line that was torn in the middle of a write is mended at the next start: its bytes become the text
+of a line of the event "torn".
 """
 
 import asyncio

@@ -133,6 +133,7 @@ class Desk:
                             told = dataclasses.replace(record, answer=part)
                             if not first and as_it_comes:  # the letter has its line already
                                 told = dataclasses.replace(told, event="explanation")
+                            pieces.clear()  # this line has them, and is written even if nobody waits for it
                             await self._record(told, ms())
                     else:
                         pieces.append(part)
@@ -141,15 +142,16 @@ class Desk:
             self._answers.labels(client, "left").inc()
             if self._audit is not None and answer is not None and as_it_comes and pieces:
                 # Nothing can be awaited while a generator is closed: the line follows by itself.
-                self._audit.write_later(
-                    dataclasses.replace(_broken_off(record, answer, pieces), error="left", latency_ms=ms())
-                )
+                seen = _broken_off(record, answer, pieces)
+                left = dataclasses.replace(seen, event="explanation", error="left", latency_ms=ms())
+                self._audit.write_later(left)
             raise
         except Exception as exc:
             status, word = status_of(exc) if isinstance(exc, MedQAError) else (500, "bug")
             self._answers.labels(client, word).inc()
-            seen = _broken_off(record, answer, pieces if as_it_comes else [])
-            failed = dataclasses.replace(seen, status=status, error=word)
+            failed = dataclasses.replace(_broken_off(record, answer, pieces), status=status, error=word)
+            if answer is not None and as_it_comes:  # the letter has its line already
+                failed = dataclasses.replace(failed, event="explanation")
             with contextlib.suppress(AuditError):  # no answer goes out: what went wrong is told all the same
                 await self._record(failed, ms())
             raise
@@ -165,7 +167,7 @@ def _broken_off(record: AuditRecord, answer: Answer | None, pieces: Sequence[str
     if answer is None or not pieces:
         return dataclasses.replace(record, answer=answer)
     seen = dataclasses.replace(answer, explanation="".join(pieces), explanation_finished=False)
-    return dataclasses.replace(record, answer=seen, event="explanation")
+    return dataclasses.replace(record, answer=seen)
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
