@@ -223,8 +223,8 @@ class Transport:
             except Exception as exc:  # noqa: BLE001 - raised where it was asked for
                 return [], exc
 
-        with self._lock:  # nothing begins after the end
-            if not self._end.alive:
+        with self._lock:  # nothing begins after the end, of all or of this piece of work
+            if not self._end.alive or stop.is_set():
                 raise self._ended()
             future = asyncio.run_coroutine_threadsafe(outcome(), self._loop)
         with stop.calling(future.cancel):
