@@ -1,5 +1,6 @@
 """Fixtures: an isolated home, no network, a tiny model and small data."""
 
+import itertools
 import os
 import random
 import shutil
@@ -17,15 +18,18 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 from medqa.records import Example
 from medqa.testing import make_examples, make_tiny_model, make_tokenizer, write_medmcqa
 
+_NUMBERS = itertools.count()
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path_factory, monkeypatch, request):
     """Each test has its own home, and no way out to a network."""
+    # Names of their own: pytest looks at all folders so far to number another.
+    number = next(_NUMBERS)
     if "slow" not in request.keywords:
-        monkeypatch.setenv("MEDQA_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+        monkeypatch.setenv("MEDQA_HOME", str(tmp_path_factory.mktemp(f"home-{number}", numbered=False)))
+    monkeypatch.chdir(tmp_path_factory.mktemp(f"cwd-{number}", numbered=False))
     connect = socket.socket.connect
 
     def local_only(self, address, *args):

@@ -38,7 +38,7 @@ def _smollm2():
     return AutoTokenizer.from_pretrained(embedded_model_path())
 
 
-@pytest.fixture(params=tokenizers())
+@pytest.fixture(params=tokenizers(), scope="module")
 def renderer(request):
     return PromptRenderer(request.param())
 

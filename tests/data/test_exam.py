@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import re
 from importlib import resources
@@ -49,15 +50,15 @@ def lines(*marks):
         ("", "", "", ""),
     ],
 )
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
-def test_options_one_a_line(marks, end):
-    text = f"{STEM}\n{lines(*marks)}\n".replace("\n", end)
-    if end == "\n\n" and marks[0] in ("A\n", "A.\n"):
-        return  # the letter and its text stay together
-    found = split_exam(text)
-    assert (found.example.question, found.example.options) == (STEM, FOUR)
-    assert found.example.answer is None
-    assert found.notes == ()
+def test_options_one_a_line(marks):
+    for end in ["\n", "\r\n", "\n\n"]:
+        text = f"{STEM}\n{lines(*marks)}\n".replace("\n", end)
+        if end == "\n\n" and marks[0] in ("A\n", "A.\n"):
+            continue  # the letter and its text stay together
+        found = split_exam(text)
+        assert (found.example.question, found.example.options) == (STEM, FOUR)
+        assert found.example.answer is None
+        assert found.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -254,24 +255,26 @@ HEADINGS = [
 
 
 @pytest.mark.parametrize("heading", HEADINGS)
-@pytest.mark.parametrize("key", ["", "\nAnswer: B", "\nAns. (c)", "\nCorrect answer is B", "\nAnswer:\nB"])
-@pytest.mark.parametrize("plain", [False, True])
-def test_a_name_of_the_key_before_the_options_is_their_heading(heading, key, plain):
-    for options in ("{}\n{}\n{}", "- {}\n- {}\n- {}") if plain else NEXT_LINE:
-        found = split_exam(f"Which drug helps?\n{heading}\n{options.format(*THREE)}{key}")
-        assert (found.example.question, found.example.options) == ("Which drug helps?", THREE)
-        assert (KEY_NOTE in found.notes) == bool(key)
+def test_a_name_of_the_key_before_the_options_is_their_heading(heading):
+    for plain, key in itertools.product(
+        [False, True], ["", "\nAnswer: B", "\nAns. (c)", "\nCorrect answer is B", "\nAnswer:\nB"]
+    ):
+        for options in ("{}\n{}\n{}", "- {}\n- {}\n- {}") if plain else NEXT_LINE:
+            found = split_exam(f"Which drug helps?\n{heading}\n{options.format(*THREE)}{key}")
+            assert (found.example.question, found.example.options) == ("Which drug helps?", THREE)
+            assert (KEY_NOTE in found.notes) == bool(key)
 
 
 @pytest.mark.parametrize("heading", [heading for heading in HEADINGS if heading[0] != "*"])
-@pytest.mark.parametrize("key", ["", "\nAnswer: B", "\nAns. (c)", " Correct answer is B"])
-@pytest.mark.parametrize("space", [" ", "\n"])
-def test_a_heading_may_stand_in_one_line_with_the_options(heading, key, space):
-    for options in SAME_LINE:
-        found = split_exam(f"Which drug helps?{space}{heading} {options.format(*THREE)}{key}")
-        said = "Which drug helps?" if space == "\n" else f"Which drug helps? {heading}"
-        assert (found.example.question, found.example.options) == (said, THREE)
-        assert found.notes == ((KEY_NOTE,) if key else ())
+def test_a_heading_may_stand_in_one_line_with_the_options(heading):
+    for space, key in itertools.product(
+        [" ", "\n"], ["", "\nAnswer: B", "\nAns. (c)", " Correct answer is B"]
+    ):
+        for options in SAME_LINE:
+            found = split_exam(f"Which drug helps?{space}{heading} {options.format(*THREE)}{key}")
+            said = "Which drug helps?" if space == "\n" else f"Which drug helps? {heading}"
+            assert (found.example.question, found.example.options) == (said, THREE)
+            assert found.notes == ((KEY_NOTE,) if key else ())
 
 
 IRON = ("Ferritin is low", "TIBC is high", "MCV is high")
@@ -280,17 +283,19 @@ PAIRS = ("1 and 2", "2 and 3", "1 and 3", "All")
 
 @pytest.mark.parametrize("statements", ["1. {}\n2. {}\n3. {}", "a. {}\nb. {}\nc. {}", "1) {} 2) {} 3) {}."])
 @pytest.mark.parametrize("heading", ["Select the correct answer:", "Answers:", "Which are right?", ""])
-@pytest.mark.parametrize("options", ["\nA. {}\nB. {}\nC. {}\nD. {}", " (A) {} (B) {} (C) {} (D) {}"])
-@pytest.mark.parametrize("key", ["", "\nAnswer: A", "\nAns. (B)", "\nCorrect answer is 1 and 2"])
-def test_statements_stay_in_the_question(statements, heading, options, key):
-    stem = f"What is so in iron deficiency?\n{statements.format(*IRON)}"
-    if not heading and options[0] == " ":
-        heading = "Then:"
-    found = split_exam(f"{stem}\n{heading}{options.format(*PAIRS)}{key}")
-    assert found.example.options == PAIRS
-    dropped = "nswer" in heading
-    assert found.example.question == (stem if dropped else f"{stem}\n{heading}".strip())
-    assert (KEY_NOTE in found.notes) == bool(key)
+def test_statements_stay_in_the_question(statements, heading):
+    for key, options in itertools.product(
+        ["", "\nAnswer: A", "\nAns. (B)", "\nCorrect answer is 1 and 2"],
+        ["\nA. {}\nB. {}\nC. {}\nD. {}", " (A) {} (B) {} (C) {} (D) {}"],
+    ):
+        stem = f"What is so in iron deficiency?\n{statements.format(*IRON)}"
+        if not heading and options[0] == " ":
+            heading = "Then:"
+        found = split_exam(f"{stem}\n{heading}{options.format(*PAIRS)}{key}")
+        assert found.example.options == PAIRS
+        dropped = "nswer" in heading
+        assert found.example.question == (stem if dropped else f"{stem}\n{heading}".strip())
+        assert (KEY_NOTE in found.notes) == bool(key)
 
 
 @pytest.mark.parametrize(
@@ -356,14 +361,16 @@ def test_lists_that_are_no_options_are_let_be():
         "HLA *B27 is tested. Which?",
     ],
 )
-@pytest.mark.parametrize("end", ["", "\nAnswer: B", "\nReferences: a book"])
-@pytest.mark.parametrize("options", ["A. foo\nB. bar", "1) foo 2) bar", "foo\nbar", "- foo\n- bar"])
-def test_what_stands_before_the_options_is_never_cut(stem, options, end):
-    if ("1. K" in stem or "why?" in stem) and options[0] != "A":
-        return  # two lists of numbers, or two of lines
-    found = split_exam(f"{stem}\n{options}{end}")
-    assert (found.example.question, found.example.options) == (stem, ("foo", "bar"))
-    assert found.notes == ({"": (), "\nA": (KEY_NOTE,), "\nR": (REST_NOTE,)}[end[:2]])
+def test_what_stands_before_the_options_is_never_cut(stem):
+    for options, end in itertools.product(
+        ["A. foo\nB. bar", "1) foo 2) bar", "foo\nbar", "- foo\n- bar"],
+        ["", "\nAnswer: B", "\nReferences: a book"],
+    ):
+        if ("1. K" in stem or "why?" in stem) and options[0] != "A":
+            continue  # two lists of numbers, or two of lines
+        found = split_exam(f"{stem}\n{options}{end}")
+        assert (found.example.question, found.example.options) == (stem, ("foo", "bar"))
+        assert found.notes == ({"": (), "\nA": (KEY_NOTE,), "\nR": (REST_NOTE,)}[end[:2]])
 
 
 @pytest.mark.parametrize(
@@ -447,11 +454,11 @@ def test_what_tells_the_answer_after_the_options_is_cut(end):
         ("He lacks (a) thiamine (b) vitamin C. Give the answer:", "\nA. a only\nB. b only\nC. both"),
     ],
 )
-@pytest.mark.parametrize("key", ["", "\nAns: (b)", "\nCorrect option: B", "\nKey - B"])
-def test_other_layouts_of_exams(stem, options, key):
-    found = split_exam(f"{stem}{options}{key}")
-    assert (found.example.question, len(found.example.options)) == (stem, 3)
-    assert found.notes == ((KEY_NOTE,) if key else ())
+def test_other_layouts_of_exams(stem, options):
+    for key in ["", "\nAns: (b)", "\nCorrect option: B", "\nKey - B"]:
+        found = split_exam(f"{stem}{options}{key}")
+        assert (found.example.question, len(found.example.options)) == (stem, 3)
+        assert found.notes == ((KEY_NOTE,) if key else ())
 
 
 def starter():

@@ -199,8 +199,10 @@ def test_headers_change_nothing(address, headers):
 
 
 def test_a_host_that_is_none_is_refused(address):
-    for host in ("localhost:abc", "localhost:99999", "localhost:"):
+    for host in ("localhost:abc", "localhost:99999", "localhost:65536", "localhost:"):
         refused(address, 400, "GET", "/", headers={"host": host})
+    for port in (1, 9999, 10000, 59999, 60000, 65535):
+        assert send(address, "GET", "/", headers={"host": f"localhost:{port}"})[0] == 200
 
 
 def test_a_proxy_names_the_address(address):

@@ -30,7 +30,7 @@ MAX_INPUTS = 64
 
 _KEPT = (b"accept", b"accept-encoding")
 _JSON = re.compile(rb"application/json *(?:;.*)?", re.IGNORECASE)
-_HOST = re.compile(rb"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,4}|:[1-5][0-9]{4})?")
+_HOST = re.compile(rb"(?:[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::([0-9]{1,5}))?")
 _HINT = "open the page anew"
 
 _Name = Annotated[str, Field(pattern=f"^{_HASH}$")]
@@ -167,16 +167,21 @@ def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     """Return the headers that gradio needs."""
     kept = [(name, value) for name, value in scope["headers"] if name.lower() in _KEPT]
     if host := header(scope, b"host"):
-        if not _HOST.fullmatch(host):
+        if not _names_a_host(host):
             raise RefusedError(400, "bad_host", "the header Host names no host", "give a name and a port")
         kept.append((b"host", host))
     # A proxy says so under which address browsers see the page; gradio builds its own addresses of it.
     forwarded = header(scope, b"x-forwarded-host").partition(b",")[0].strip()
-    if _HOST.fullmatch(forwarded):
+    if _names_a_host(forwarded):
         kept.append((b"x-forwarded-host", forwarded))
     if header(scope, b"x-forwarded-proto").partition(b",")[0].strip() == b"https":
         kept.append((b"x-forwarded-proto", b"https"))
     return kept
+
+
+def _names_a_host(value: bytes) -> bool:
+    found = _HOST.fullmatch(value)
+    return bool(found) and int(found[1] or 0) < 2**16
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
