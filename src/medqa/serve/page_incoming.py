@@ -181,7 +181,7 @@ def _headers(scope: Scope) -> list[tuple[bytes, bytes]]:
 
 def _names_a_host(value: bytes) -> bool:
     found = _HOST.fullmatch(value)
-    return bool(found) and int(found[1] or 0) < 2**16
+    return found is not None and int(found[1] or 0) < 2**16
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
