@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 import pytest
+import hypothesis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ TORN = st.lists(
 
 @settings(max_examples=400, deadline=None)
 @given(text=TORN)
+@hypothesis.example("identify*marked")
 def test_a_quick_look_never_hides_a_match(text):
     plain = text.replace("\u017f", "s")  # the long s is an s only to the patterns
     words = word_set(plain)

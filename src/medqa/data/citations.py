@@ -207,16 +207,8 @@ _QUESTION_POINTER = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _QUESTION_WORDS = (
-    "image",
-    "picture",
-    "photo",
-    "figure",
-    "diagram",
-    "illustration",
-    "shown",
-    "arrow",
-    "spot",
-    "<img",
+    *("image", "picture", "photo", "figure", "diagram", "illustration"),
+    *("shown", "marked", "arrow", "spot", "<img"),
 )
 
 
