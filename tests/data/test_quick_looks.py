@@ -3,8 +3,8 @@
 import dataclasses
 import re
 
-import pytest
 import hypothesis
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
