@@ -11,6 +11,9 @@
     predictions.jsonl  one line per model and question
     explanations.jsonl one line per explanation that was written and checked
 
+A run that was published or exported is flat: what is in adapter/ lies beside run.json, where PEFT looks for it
+in a repository of the Hub.
+
 Files are written as `medqa.files` does: whole or not there.
 """
 
@@ -207,6 +210,8 @@ class RunFolder:
             RunError: If it is not whole, or not the one that training wrote.
         """
         folder = self.path / "adapter"
+        if not folder.is_dir() and (self.path / "adapter_config.json").is_file():
+            folder = self.path
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             if not (folder / name).is_file():
                 raise RunError(f"{folder} has no {name}", "copy the run again, or train again")
