@@ -12,7 +12,7 @@ from medqa.data.draw import examples_hash, sample
 from medqa.data.prepared import begin_corpus
 from medqa.errors import CalibrationError
 from medqa.evaluate.canaries import score_canaries
-from medqa.evaluate.engine import LocalEngine
+from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
 from medqa.evaluate.score import make_items
 from medqa.model.tuned import TunedModel, load_tuned
@@ -29,9 +29,13 @@ from medqa.trust.store import CalibrationFile, Identity
 __all__ = [
     "calibrate",
     "calibrate_tuned",
+    "fit_by_orders",
+    "held_back",
     "identity_of",
     "load_calibration",
     "num_calibration_rows",
+    "record_of",
+    "refuse_other_questions",
     "usual_orders",
 ]
 
@@ -67,13 +71,18 @@ def calibrate(
         data = questions.result()
     finally:
         questions.cancel()
+    refuse_other_questions(run, data)
+    return calibrate_tuned(tuned, data, orders, max_rows=max_rows)
+
+
+def refuse_other_questions(run: RunFolder, data: TrainingData) -> None:
+    """Raise CalibrationError if the held-back questions are not those of a run's training."""
     for name in ("calibration", "selection"):
         if data.record["splits"][name] != run.record["data"]["splits"][name]:
             raise CalibrationError(
-                f"{path}: the {name} questions are not those that were held back from its training",
+                f"{run.path}: the {name} questions are not those that were held back from its training",
                 "put the data back as it was, or train again; other questions may have been trained on",
             )
-    return calibrate_tuned(tuned, data, orders, max_rows=max_rows)
 
 
 def num_calibration_rows(tuned: TunedModel, data: TrainingData, max_rows: int | None = None) -> int:
@@ -116,28 +125,11 @@ def calibrate_tuned(
             *(f"{n:,}" for n in (num_rows, len(data.calibration))),
             len(data.calibration),
         )
-    seed, share = tuned.run.config.train.seed, num_rows / len(data.calibration)
-    fit = sample(data.calibration, num_rows, seed, "calibration")
-    choose = sample(data.selection, round(share * len(data.selection)), seed, "calibration")
-    by_orders: dict[int, Calibration] = {}
+    fit, choose = held_back(tuned.run, data, num_rows)
     wanted = sorted({1, *(orders or usual_orders(tuned.run.config))})
     engine = LocalEngine.fastest(tuned, make_items(tuned.renderer, fit, "medqa"))
-    with track("Calibrating", sum(count_askings([*fit, *choose], number) for number in wanted)) as task:
-        known = None
-        for number in wanted:
-            scored = score_orders(engine, [*fit, *choose], number, known=known, task=task)
-            if number == 1:
-                known = [one.prediction for one in scored]
-            elif known is not None:  # the first order was scored already
-                task.advance(len(known))
-            by_orders[number] = _fit(fit, choose, scored)
-    splits = data.record["splits"]
-    record = {
-        "name": data.record["name"],
-        "num_used": {"calibration": len(fit), "selection": len(choose)},
-        "sha256_used": examples_hash([*fit, *choose]),
-        **{name: splits[name] for name in ("calibration", "selection")},
-    }
+    by_orders = fit_by_orders(engine, fit, choose, wanted)
+    record = record_of(data, fit, choose)
     file = CalibrationFile(
         identity_of(tuned.run, tuned.renderer),
         {**_kept(tuned, record), **by_orders},
@@ -148,6 +140,42 @@ def calibrate_tuned(
     if (tuned.run.path / "report.json").is_file():
         log.info("report.json was measured before this calibration: `medqa evaluate %s`", tuned.run.path)
     return file
+
+
+def held_back(run: RunFolder, data: TrainingData, num_rows: int) -> tuple[list[Example], list[Example]]:
+    """Draw so many of the questions held back to calibrate on, and as large a share of those to choose by."""
+    seed, share = run.config.train.seed, num_rows / max(1, len(data.calibration))
+    return (
+        sample(data.calibration, num_rows, seed, "calibration"),
+        sample(data.selection, round(share * len(data.selection)), seed, "calibration"),
+    )
+
+
+def fit_by_orders(
+    engine: Engine, fit: Sequence[Example], choose: Sequence[Example], wanted: Sequence[NumOrders]
+) -> dict[int, Calibration]:
+    """Fit a calibration for each number of option orders to what an engine makes of the questions."""
+    by_orders: dict[int, Calibration] = {}
+    with track("Calibrating", sum(count_askings([*fit, *choose], number) for number in wanted)) as task:
+        known = None
+        for number in wanted:
+            scored = score_orders(engine, [*fit, *choose], number, known=known, task=task)
+            if number == 1:
+                known = [one.prediction for one in scored]
+            elif known is not None:  # the first order was scored already
+                task.advance(len(known))
+            by_orders[number] = _fit(fit, choose, scored)
+    return by_orders
+
+
+def record_of(data: TrainingData, fit: Sequence[Example], choose: Sequence[Example]) -> dict[str, Any]:
+    """Say which questions a calibration was fitted to, without their texts."""
+    return {
+        "name": data.record["name"],
+        "num_used": {"calibration": len(fit), "selection": len(choose)},
+        "sha256_used": examples_hash([*fit, *choose]),
+        **{name: data.record["splits"][name] for name in ("calibration", "selection")},
+    }
 
 
 def usual_orders(config: RunConfig) -> tuple[NumOrders, ...]:

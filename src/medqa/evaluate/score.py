@@ -18,7 +18,7 @@ from medqa.hardware.device import Device, is_out_of_memory
 from medqa.model.batch import head_logits, pad
 from medqa.model.captured import CapturedReader
 from medqa.model.decoder import PackedDecoder, why_not_packed
-from medqa.model.lora import compute_context, without_adapter
+from medqa.model.lora import causal_lm, compute_context, without_adapter
 from medqa.progress import Task
 from medqa.prompts import PromptRenderer
 from medqa.records import Example, Prediction
@@ -230,7 +230,7 @@ def _score(
     index_ML = _letter_index(items, single).to(device.torch_device)
     with torch.no_grad():  # not inference mode, for which compiled operations would be compiled again
         hidden_MD = _hidden(model, rows, spans, device, decoder, adapted)
-        logs_MV = head_logits(model.get_base_model(), hidden_MD).log_softmax(-1)
+        logs_MV = head_logits(causal_lm(model), hidden_MD).log_softmax(-1)
         values = logs_MV.gather(1, index_ML).tolist()
     scores = (_letters_of_one_token if single else _letters_of_several)(values, items)
     if not all(math.isfinite(value) for row in scores for value in row):
@@ -254,7 +254,7 @@ def _hidden(
         return decoder.read(rows, spans, adapted=adapted)
     with contextlib.nullcontext() if adapted else without_adapter(model), compute_context(model, device):
         ids_BT = pad(rows).to(device.torch_device)
-        hidden_BTD = model.get_base_model().get_decoder()(ids_BT, use_cache=False).last_hidden_state
+        hidden_BTD = causal_lm(model).get_decoder()(ids_BT, use_cache=False).last_hidden_state
     width = ids_BT.shape[1]
     index = [row * width + place for row, span in enumerate(spans) for place in range(*span)]
     picked: torch.Tensor = hidden_BTD.flatten(0, 1)[torch.tensor(index, device=hidden_BTD.device)]

@@ -15,6 +15,7 @@ from medqa.hardware.device import Device
 
 __all__ = [
     "attach_adapter",
+    "causal_lm",
     "compute_context",
     "load_adapter",
     "recompute_activations",
@@ -101,6 +102,11 @@ def load_adapter(model: Any, folder: Path, device: Device) -> Any:
         ) from exc
     tuned.eval()
     return tuned
+
+
+def causal_lm(model: Any) -> Any:
+    """Return the transformers model in a PeftModel; a merged model is one already."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 @contextlib.contextmanager

@@ -36,12 +36,13 @@ class TunedModel:
     decoder: PackedDecoder | None = None
 
 
-def load_tuned(path: Path, trust_remote_code: str | None = None) -> TunedModel:
+def load_tuned(path: Path, trust_remote_code: str | None = None, **changes: Any) -> TunedModel:
     """Load base model and adapter of a finished run, with the prompt that it was trained on.
 
     Args:
         path: Run folder.
         trust_remote_code: Name of the base model, if its own code may run. Never taken from the run.
+        changes: Settings of the model that differ from the run's: `device` and `dtype`.
 
     Raises:
         RunError: If the run is missing or half written.
@@ -49,7 +50,7 @@ def load_tuned(path: Path, trust_remote_code: str | None = None) -> TunedModel:
     """
     run = RunFolder.open(path)
     adapter = run.adapter
-    config = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
+    config = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code, **changes})
     base = find_base(config)
     if base.fingerprint != run.record["base_model"]["fingerprint"]:
         raise ModelError(

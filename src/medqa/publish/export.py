@@ -1,0 +1,280 @@
+"""Export a run: the adapter, a merged model, or a GGUF; each is shown to be the model that was tuned.
+
+    OUT/                  what to load: safetensors and tokenizer, or model.gguf and Modelfile
+    OUT/parity.json       how its answers compare with the tuned model's
+    OUT/run/              the run, flat, with the calibration that holds for the export: for
+                          `medqa serve OUT/run --engine openai:URL`
+
+Of an adapter, OUT is the flat run itself.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from medqa.errors import ConfigError, PublishError, RunError
+from medqa.evaluate.calibrate import NUM_ROWS_ON_CPU, fit_by_orders, held_back, load_calibration, record_of
+from medqa.evaluate.engine import Engine, LocalEngine
+from medqa.evaluate.score import make_items
+from medqa.files import file_sha256, write_folder, write_json, write_text
+from medqa.hardware.device import choose_device
+from medqa.model.load import find_base, load_model
+from medqa.model.lora import load_adapter
+from medqa.model.tuned import TunedModel, load_tuned
+from medqa.publish.folder import copy_run
+from medqa.publish.gguf import WRITTEN, write_gguf
+from medqa.publish.llama import QUANTIZED, LlamaEngine, quantize
+from medqa.publish.merge import Precision, merge, precisions_to_try, write_merged
+from medqa.publish.modelfile import modelfile
+from medqa.publish.parity import HeldOut, Parity, compare, find_held_out, is_valid
+from medqa.records import Prediction
+from medqa.runs import RunFolder, provenance
+from medqa.trust.fitting import MIN_ROWS
+from medqa.trust.permutation import NumOrders
+from medqa.trust.store import FILE_NAME, CalibrationFile
+
+__all__ = ["Exported", "Target", "export"]
+
+log = logging.getLogger(__name__)
+
+Target = Literal["adapter", "merged", "gguf"]
+
+_MARK = "parity.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What was exported.
+
+    Attributes:
+        path: The folder.
+        kind: "adapter", "merged", or the quantisation of the GGUF.
+        parity: How it answers, beside the tuned model.
+        calibration: "valid", "refitted", "none", or "drifted": not valid, and nothing to refit it with.
+        files: Name and size in bytes of each file, of the run's copy as one.
+    """
+
+    path: Path
+    kind: str
+    parity: Parity
+    calibration: str
+    files: tuple[tuple[str, int], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain values."""
+        return {
+            "path": str(self.path),
+            "kind": self.kind,
+            "parity": self.parity.to_json(),
+            "calibration": self.calibration,
+            "files": dict(self.files),
+        }
+
+
+@dataclasses.dataclass
+class _Work:
+    """What the ways to export share."""
+
+    tuned: TunedModel
+    held_out: HeldOut
+    reference: list[Prediction]
+    shipped: CalibrationFile | None
+    out: Path
+    base: str | None
+
+    @property
+    def run(self) -> RunFolder:
+        return self.tuned.run
+
+    def compare(self, kind: str, engine: Engine) -> Parity:
+        log.info("Asking the export the same")
+        calibration = self.shipped.for_orders(1) if self.shipped else None
+        return compare(kind, self.reference, engine, self.held_out, calibration)
+
+
+def export(
+    path: Path,
+    to: Target,
+    out: Path,
+    *,
+    quantization: str = "q8_0",
+    precision: Precision | None = None,
+    num_questions: int = 200,
+    base: str | None = None,
+    trust_remote_code: str | None = None,
+) -> Exported:
+    """Export a finished run, and compare the export with the tuned model.
+
+    Everything is computed in fp32, so that what is compared is the weights and not the rounding of a device.
+
+    Args:
+        path: Run folder.
+        to: What to make.
+        out: Folder to make; an earlier export there is replaced once the new one is whole and sound.
+        quantization: Of a GGUF: f32, f16, bf16, q8_0, or one that llama.cpp makes, such as q4_k_m.
+        precision: Of a merged model; if not given, that of the base model's own files, or else the next that
+            keeps every letter.
+        num_questions: To compare by, at most.
+        base: Name of the base model on the Hub, to stand in the run's copy instead of a local folder's.
+        trust_remote_code: Name of the base model, if its own code may run.
+
+    Raises:
+        PublishError: If the export is not the tuned model, within `parity.BOUNDS`. Nothing is left then.
+        MedQAError: Of the kind that says what else is wrong.
+    """
+    if to == "gguf" and quantization not in {*WRITTEN, *QUANTIZED}:
+        known = ", ".join([*WRITTEN, *QUANTIZED])
+        raise ConfigError(f"--quantize {quantization!r} is unknown", f"one of {known}")
+    if out.exists() and not (out / _MARK).is_file():
+        raise RunError(f"{out} is there already, and is no earlier export", "--out gives another name")
+    tuned = _load(path, trust_remote_code)
+    held_out = find_held_out(tuned.run, num_questions)
+    log.info("Asking the tuned model %d questions, %s", len(held_out.examples), held_out.source)
+    reference = LocalEngine(tuned).score(make_items(tuned.renderer, held_out.examples, "medqa"))
+    work = _Work(tuned, held_out, reference, load_calibration(tuned.run, tuned.renderer), out, base)
+    with write_folder(out) as folder:
+        if to == "adapter":
+            return _finish(work, folder, *_adapter(work, folder))
+        log.info("Merging in fp32")
+        work.tuned = dataclasses.replace(tuned, model=merge(tuned))
+        if to == "merged":
+            return _finish(work, folder, *_merged(work, folder, precision))
+        return _finish(work, folder, *_gguf(work, folder, quantization))
+
+
+def _load(path: Path, trust_remote_code: str | None) -> TunedModel:
+    """Load a tuned model in fp32, on the accelerator if it has room for that."""
+    config = RunFolder.open(path).config.model
+    device = choose_device(config)
+    base = find_base(config.model_copy(update={"trust_remote_code": trust_remote_code}))
+    free, needed = device.free_memory_gib(), 1.2 * 4 * base.num_parameters / 2**30
+    changes = {"dtype": "fp32"}
+    if not device.is_cpu and free is not None and free < needed:
+        log.warning("%s has %.1f GiB free, fp32 takes %.1f: exporting on the CPU", device.name, free, needed)
+        changes["device"] = "cpu"
+    return load_tuned(path, trust_remote_code, **changes)
+
+
+def _adapter(work: _Work, folder: Path) -> tuple[Engine, Parity]:
+    copy_run(work.run, folder, base=work.base)
+    tuned = work.tuned
+    # Loaded anew from its copy, on the base as it came.
+    model = load_adapter(load_model(tuned.base, tuned.device), folder, tuned.device)
+    again = LocalEngine(dataclasses.replace(tuned, model=model))
+    parity = work.compare("adapter", again)
+    parity.require("the disk may be faulty; export again")
+    return again, parity
+
+
+def _merged(work: _Work, folder: Path, wanted: Precision | None) -> tuple[Engine, Parity]:
+    """Write the first precision that keeps every letter, or the one that is wanted."""
+    precisions = (wanted,) if wanted else precisions_to_try(work.tuned)
+    for precision in precisions:
+        for file in folder.iterdir():
+            file.unlink()
+        write_merged(work.tuned.model, work.tuned, folder, precision)
+        # Loaded from its folder, as anybody would.
+        base = dataclasses.replace(work.tuned.base, path=folder)
+        engine = LocalEngine(dataclasses.replace(work.tuned, model=load_model(base, work.tuned.device)))
+        parity = work.compare("merged", engine)
+        if parity.share_same == 1 or precision == precisions[-1]:
+            break
+        log.warning("Rounded to %s, %s: rounding less", precision, parity)
+    parity.require("--dtype fp32 rounds nothing" if precision != "fp32" else "update transformers and peft")
+    log.info("Kept in %s", precision)
+    return engine, parity
+
+
+def _gguf(work: _Work, folder: Path, quantization: str) -> tuple[Engine, Parity]:
+    tuned = work.tuned
+    name = f"model-{quantization}.gguf"
+    with _merged_beside(work) as merged:
+        written = quantization if quantization in WRITTEN else "f32"
+        first = folder / (name if written == quantization else "model-f32.gguf")
+        log.info("Writing %s", first.name)
+        write_gguf(merged, first, written, stop_token_id=tuned.renderer.stop_ids[0])
+    if written != quantization:
+        log.info("Quantising to %s", quantization)
+        quantize(first, folder / name, quantization, num_threads=torch.get_num_threads())
+        first.unlink()
+    limit = tuned.base.max_length_tokens
+    write_text(folder / "Modelfile", modelfile(tuned.renderer, name, limit))
+    engine = LlamaEngine(folder / name, tuned.renderer, max_length_tokens=limit)
+    parity = work.compare(quantization, engine)
+    parity.require("--quantize q8_0 or f16 keeps more")
+    return engine, parity
+
+
+@contextlib.contextmanager
+def _merged_beside(work: _Work) -> Iterator[Path]:
+    """Write the merged model in fp32 to a folder that goes away again."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir=work.out.parent, prefix=f".{work.out.name}-") as name:
+        write_merged(work.tuned.model, work.tuned, Path(name), "fp32")
+        yield Path(name)
+
+
+def _finish(work: _Work, folder: Path, engine: Engine, parity: Parity) -> Exported:
+    """See to the calibration, and put the run's copy beside."""
+    run = folder
+    if parity.kind != "adapter":
+        run = folder / "run"
+        copy_run(work.run, run, base=work.base)
+    calibration = _calibration(work, engine, parity, run)
+    write_json(
+        folder / _MARK,
+        {
+            **parity.to_json(),
+            "calibration": calibration,
+            "adapter_sha256": work.run.record["adapter_sha256"],
+            "files": {
+                file.name: file_sha256(file)
+                for file in sorted(folder.glob("*"))
+                if file.suffix in (".safetensors", ".gguf")
+            },
+            "versions": provenance()["versions"],
+        },
+    )
+    engine.close()
+    return Exported(work.out, parity.kind, parity, calibration, _list(folder))
+
+
+def _calibration(work: _Work, engine: Engine, parity: Parity, run: Path) -> str:
+    """Keep the calibration if it holds for the export, else fit it anew."""
+    if work.shipped is None:
+        return "none"
+    if is_valid(parity):
+        return "valid"
+    data = work.held_out.data
+    if data is None or len(data.calibration) < MIN_ROWS:
+        log.warning("The calibration does not hold for this export, and too few questions to fit it anew")
+        return "drifted"
+    config = work.run.config
+    num_rows = min(len(data.calibration), NUM_ROWS_ON_CPU)
+    fit, choose = held_back(work.run, data, num_rows)
+    wanted: list[NumOrders] = sorted({1, config.serve.orders})
+    log.info("The calibration does not hold for this export: fitting it anew to %d questions", len(fit))
+    record = {"data": record_of(data, fit, choose), "export": parity.kind, **provenance()}
+    by_orders = fit_by_orders(engine, fit, choose, wanted)
+    items = make_items(engine.renderer, [canary.example for canary in work.shipped.canaries], "medqa")
+    canaries = tuple(
+        dataclasses.replace(canary, log_likelihoods=found.log_likelihoods)
+        for canary, found in zip(work.shipped.canaries, engine.score(items), strict=True)
+        if found.status == "scored"
+    )
+    (run / FILE_NAME).unlink(missing_ok=True)  # may share its content with the run's own
+    CalibrationFile(work.shipped.identity, by_orders, record, canaries).write(run)
+    return "refitted"
+
+
+def _list(folder: Path) -> tuple[tuple[str, int], ...]:
+    found = [(file.name, file.stat().st_size) for file in sorted(folder.iterdir()) if file.is_file()]
+    if (run := folder / "run").is_dir():
+        found.append(("run/", sum(file.stat().st_size for file in run.iterdir())))
+    return tuple(found)

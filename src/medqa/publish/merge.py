@@ -1,0 +1,92 @@
+"""Merge the adapter into its base model: in fp32, then cast once.
+
+A merge in half precision rounds twice, and an update of a low rank is about as small as the rounding. That is
+how a merged model comes to answer unlike the one that was tuned.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from medqa.errors import ModelError, PublishError
+from medqa.files import read_json
+from medqa.model.quiet import no_library_bars
+from medqa.model.tuned import TunedModel
+
+__all__ = ["Precision", "merge", "precisions_to_try", "write_merged"]
+
+Precision = Literal["bf16", "fp16", "fp32"]
+
+_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_SHARD_SIZE = "4GB"
+
+
+def precisions_to_try(tuned: TunedModel) -> tuple[Precision, ...]:
+    """Name the precisions that a merged model may be kept in, the first choice first.
+
+    That is the one of the base model's own files, then those that round less: bf16 has 8 significant bits,
+    fp16 has 11, and an adapter's update may be smaller than the former's rounding.
+    """
+    config = read_json(tuned.base.path / "config.json")
+    dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    if dtype == "bfloat16":
+        return ("bf16", "fp16", "fp32")
+    return ("fp16", "fp32") if dtype == "float16" else ("fp32",)
+
+
+def merge(tuned: TunedModel) -> Any:
+    """Add the adapter's update to the weights of its base model. The tuned model is used up.
+
+    Args:
+        tuned: A model whose weights are in fp32.
+
+    Returns:
+        A transformers causal language model, in fp32.
+
+    Raises:
+        ModelError: If the sum is not finite.
+    """
+    if tuned.device.weight_dtype != torch.float32:
+        raise ValueError(f"weights of {tuned.device.weight_dtype}: the sum would be rounded twice")
+    try:
+        return tuned.model.merge_and_unload(safe_merge=True)
+    except ValueError as exc:
+        raise ModelError(f"the adapter can't be merged: {exc}", "train again; a weight is not finite") from exc
+
+
+def write_merged(model: Any, tuned: TunedModel, out: Path, precision: Precision) -> None:
+    """Write a merged model as a folder that transformers, vLLM and others load.
+
+    Args:
+        model: As `merge` returned it, and stays.
+        tuned: What it was made of: its tokenizer and chat template go along.
+        out: Folder to fill.
+        precision: Of the weights.
+
+    Raises:
+        PublishError: If a weight is too large for the precision.
+    """
+    if precision != "fp32":
+        model = copy.deepcopy(model).to(_DTYPES[precision])
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise PublishError(f"{name} has values too large for {precision}", "--dtype fp32")
+    _write_settings(model, tuned)
+    with no_library_bars():
+        model.save_pretrained(str(out), max_shard_size=_SHARD_SIZE)
+    tuned.renderer.tokenizer.save_pretrained(str(out))
+
+
+def _write_settings(model: Any, tuned: TunedModel) -> None:
+    """Say in the model's own settings how it answers: greedily, and where it stops."""
+    model.config.name_or_path = ""  # a folder of this machine
+    stops = tuned.renderer.stop_ids
+    model.config.eos_token_id = stops[0] if len(stops) == 1 else stops
+    model.generation_config = type(model.generation_config)(
+        do_sample=False,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=tuned.renderer.tokenizer.pad_token_id,
+        bos_token_id=model.config.bos_token_id,
+    )

@@ -1,0 +1,194 @@
+"""An export is the tuned model, or there is none."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from medqa.errors import ConfigError, ModelError, PublishError, RunError
+from medqa.evaluate.calibrate import load_calibration
+from medqa.evaluate.engine import LocalEngine
+from medqa.evaluate.score import make_items
+from medqa.model.tuned import load_tuned
+from medqa.publish import export as exporting
+from medqa.publish.export import export
+from medqa.publish.merge import merge, precisions_to_try, write_merged
+from medqa.publish.modelfile import chat_template, modelfile
+from medqa.runs import RunFolder
+from medqa.testing import make_examples
+
+BASE = "ORG/tiny"
+
+
+@pytest.fixture(scope="module")
+def merged(calibrated_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exports") / "merged"
+    return export(calibrated_run, "merged", out, precision="fp32", num_questions=30, base=BASE)
+
+
+def letters(model, tuned, examples):
+    rows = []
+    for item in make_items(tuned.renderer, examples, "medqa"):
+        with torch.no_grad():
+            logits = model(torch.tensor([list(item.prefix)])).logits[0, -1].float()
+        rows.append(logits.log_softmax(-1))
+    return rows
+
+
+def test_a_merged_model_answers_as_the_tuned_one(merged, calibrated_run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert merged.parity.share_same == 1
+    assert merged.parity.max_change < 1e-5
+    assert merged.calibration == "valid"
+    plain = AutoModelForCausalLM.from_pretrained(str(merged.path), dtype=torch.float32)
+    tuned = load_tuned(calibrated_run, dtype="fp32")
+    examples = make_examples(5)
+    engine = LocalEngine(tuned).score(make_items(tuned.renderer, examples, "medqa"))
+    tokenizer = AutoTokenizer.from_pretrained(str(merged.path))
+    for example, prediction in zip(examples, engine, strict=True):
+        ids = tokenizer(tuned.renderer.prefix_text(example), add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            scores = plain(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+        letter_ids = [ids[0] for ids in tuned.renderer.letter_ids(len(example.options))]
+        expected = torch.tensor(prediction.log_likelihoods)
+        torch.testing.assert_close(scores[letter_ids], expected, atol=1e-4, rtol=1e-4)
+    assert plain.generation_config.do_sample is False
+    assert plain.generation_config.eos_token_id == tuned.renderer.stop_ids[0]
+
+
+def test_the_folder_says_what_was_compared_and_names_no_place_of_this_machine(merged, calibrated_run):
+    record = json.loads((merged.path / "parity.json").read_text())
+    assert record["share_same"] == 1
+    assert record["bound"] == 1
+    assert record["questions"] == "held back from training"
+    assert set(record["files"]) == {"model.safetensors"}
+    assert not (merged.path / "adapter_config.json").exists()  # transformers would add the adapter twice
+    for file in merged.path.rglob("*.json"):
+        assert str(calibrated_run.parent) not in file.read_text(), file
+
+
+def test_the_run_goes_along(merged, calibrated_run):
+    run = RunFolder.open(merged.path / "run")
+    assert run.adapter == merged.path / "run"
+    renderer = load_tuned(calibrated_run).renderer
+    assert load_calibration(run, renderer).by_orders.keys() == {1, 4}
+
+
+def test_an_adapter_is_copied_and_loaded_again(calibrated_run, tmp_path):
+    made = export(calibrated_run, "adapter", tmp_path / "a", num_questions=10, base=BASE)
+    assert (made.parity.share_same, made.parity.max_change) == (1, 0)
+    copy = (tmp_path / "a" / "adapter_model.safetensors").read_bytes()
+    assert copy == (calibrated_run / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert made.calibration == "valid"
+
+
+def break_merge(monkeypatch, precisions):
+    """Make merged models of some precisions answer otherwise."""
+    real = exporting.write_merged
+
+    def broken(model, tuned, out, precision):
+        if precision in precisions:
+            weight = model.get_output_embeddings().weight
+            with torch.no_grad():
+                before = weight.clone()
+                weight.copy_(weight.flip(0))
+                real(model, tuned, out, precision)
+                weight.copy_(before)
+        else:
+            real(model, tuned, out, precision)
+
+    monkeypatch.setattr(exporting, "write_merged", broken)
+
+
+def test_a_wrong_export_is_refused_and_leaves_nothing(calibrated_run, tmp_path, monkeypatch):
+    break_merge(monkeypatch, {"fp32"})
+    with pytest.raises(PublishError, match="not the model that was tuned"):
+        export(calibrated_run, "merged", tmp_path / "m", precision="fp32", num_questions=20, base=BASE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_that_loses_letters_gives_way_and_it_is_said(calibrated_run, tmp_path, monkeypatch, caplog):
+    break_merge(monkeypatch, {"bf16"})
+    monkeypatch.setattr(exporting, "precisions_to_try", lambda tuned: ("bf16", "fp16", "fp32"))
+    with caplog.at_level(logging.INFO, logger="medqa"):
+        made = export(calibrated_run, "merged", tmp_path / "m", num_questions=20, base=BASE)
+    assert made.parity.share_same == 1
+    assert "Rounded to bf16" in caplog.text
+    assert "Kept in fp16" in caplog.text
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert (config.get("dtype") or config["torch_dtype"]) == "float16"
+
+
+def test_nothing_else_is_overwritten_but_an_earlier_export_is(calibrated_run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RunError, match="no earlier export"):
+        export(calibrated_run, "adapter", tmp_path / "mine", base=BASE)
+    for _ in range(2):
+        export(calibrated_run, "adapter", tmp_path / "a", num_questions=4, base=BASE)
+
+
+def test_an_unknown_quantisation_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(ConfigError, match="q5_x") as error:
+        export(tmp_path / "none", "gguf", tmp_path / "g", quantization="q5_x")
+    assert "q8_0" in error.value.hint
+    assert "q4_k_m" in error.value.hint
+
+
+def test_precisions_begin_with_the_base_models_own(calibrated_run):
+    tuned = load_tuned(calibrated_run, dtype="fp32")
+    assert precisions_to_try(tuned)[-1] == "fp32"
+
+
+def test_weights_in_half_precision_are_not_merged(calibrated_run):
+    tuned = load_tuned(calibrated_run, dtype="bf16")
+    with pytest.raises(ValueError, match="rounded twice"):
+        merge(tuned)
+
+
+def test_weights_that_are_not_finite_are_told(calibrated_run, tmp_path):
+    tuned = load_tuned(calibrated_run, dtype="fp32")
+    name, weight = next((n, p) for n, p in tuned.model.named_parameters() if "lora_B" in n)
+    with torch.no_grad():
+        weight.fill_(float("inf"))
+    with pytest.raises(ModelError, match="can't be merged"):
+        merge(tuned)
+    tuned = load_tuned(calibrated_run, dtype="fp32")
+    model = merge(tuned)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0, 0] = 1e6
+    with pytest.raises(PublishError, match="too large for fp16"):
+        write_merged(model, tuned, tmp_path, "fp16")
+
+
+def test_a_modelfile_holds_the_very_prompt_of_training(calibrated_run):
+    renderer = load_tuned(calibrated_run).renderer
+    [example] = make_examples(1)
+    text = chat_template(renderer)
+    from medqa.prompts import SYSTEM, question_text
+
+    filled = text.replace("{{ .System }}", SYSTEM).replace("{{ .Prompt }}", question_text(example))
+    assert filled == renderer.prefix_text(example)
+    lines = modelfile(renderer, "model-q8_0.gguf", 100_000)
+    assert "FROM ./model-q8_0.gguf\n" in lines
+    assert "PARAMETER num_ctx 4096\n" in lines
+    assert f'PARAMETER stop "{renderer.tokenizer.decode(renderer.stop_ids)}"' in lines
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_calibration_that_does_not_hold_is_fitted_anew(calibrated_run, tmp_path, monkeypatch, share):
+    monkeypatch.setattr(exporting, "is_valid", lambda parity: False)
+    if share:
+        monkeypatch.setattr(exporting, "MIN_ROWS", 10_000)
+    made = export(calibrated_run, "merged", tmp_path / "m", precision="fp32", num_questions=20, base=BASE)
+    assert made.calibration == ("drifted" if share else "refitted")
+    run, renderer = RunFolder.open(tmp_path / "m" / "run"), load_tuned(calibrated_run).renderer
+    found, shipped = load_calibration(run, renderer), load_calibration(RunFolder.open(calibrated_run), renderer)
+    if share:
+        assert found == shipped
+        return
+    assert found.record["export"] == "merged"
+    assert found.by_orders.keys() == {1}
+    assert len(found.canaries) == len(shipped.canaries)
+    assert found.canaries[0].base_log_likelihoods == shipped.canaries[0].base_log_likelihoods
