@@ -1,80 +1,33 @@
-"""huggingface_hub itself, unmodified, against a small local server that speaks the download calls."""
+"""huggingface_hub itself, unmodified, against a small local server that speaks its calls."""
 
-import functools
-import hashlib
-import http.server
-import json
 import os
 import subprocess
 import sys
-import threading
+from pathlib import Path
 
 import pytest
 
+from hub_stand_in import HubStandIn, Repo
+from medqa.config import ServeConfig
+from medqa.errors import HubError, RunError
+from medqa.hub import fetch_run
+from medqa.runs import RunFolder
 from medqa.testing import make_examples, write_medmcqa
-
-COMMIT = "a" * 40
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves one data set, ORG/set, from a folder."""
-
-    def __init__(self, *args, folder, **kwargs):
-        self.folder = folder
-        super().__init__(*args, **kwargs)
-
-    def log_message(self, *args):
-        pass
-
-    def do_HEAD(self):
-        self.reply(with_body=False)
-
-    def do_GET(self):
-        self.reply(with_body=True)
-
-    def reply(self, with_body):
-        path = self.path.partition("?")[0]
-        headers = {"X-Repo-Commit": COMMIT}
-        if path.startswith("/api/datasets/ORG/set"):
-            files = [str(f.relative_to(self.folder)) for f in self.folder.rglob("*") if f.is_file()]
-            if "/tree/" in path:
-                body = [{"type": "file", "path": f, "size": 1, "oid": "0"} for f in files]
-            else:
-                body = {"id": "ORG/set", "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
-            status, data = 200, json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
-        elif path.startswith("/datasets/ORG/set/resolve/"):
-            file = self.folder / path.split("/", 6)[6]
-            status, data = 200, file.read_bytes()
-            headers["ETag"] = f'"{hashlib.sha256(data).hexdigest()}"'
-        elif "gated" in path:
-            status, data = 403, b""
-            headers["X-Error-Code"] = "GatedRepo"
-        else:
-            status, data = 404, b""
-            headers["X-Error-Code"] = "RepoNotFound"
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(data)
 
 
 @pytest.fixture
-def endpoint(tmp_path):
-    folder = tmp_path / "repo"
-    write_medmcqa(folder / "data" / "train-00000-of-00001.jsonl", make_examples(8))
-    (folder / "notes.txt").write_text("not downloaded")
-    handler = functools.partial(Hub, folder=folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub():
+    with HubStandIn().running() as hub:
+        yield hub
+
+
+@pytest.fixture
+def endpoint(hub, tmp_path):
+    file = write_medmcqa(tmp_path / "train.jsonl", make_examples(8))
+    repo = hub.repos["datasets", "ORG/set"] = Repo()
+    repo.put({"data/train-00000-of-00001.jsonl": file.read_bytes(), "notes.txt": b"not downloaded"})
+    hub.gated.add("ORG/gated")
+    return hub.url
 
 
 def fetch(endpoint, name, home):
@@ -110,3 +63,84 @@ def test_an_unreachable_hub_is_one_line_with_the_way_out(tmp_path):
     text = fetch("http://127.0.0.1:9", "ORG/set", tmp_path / "home")
     assert text.startswith("the Hub can't be reached for dataset 'ORG/set'")
     assert "data.name=FOLDER" in text
+
+
+@pytest.fixture
+def published(hub, calibrated_run, tmp_path, monkeypatch):
+    """A repository that holds a run as it is published, and things that nobody should load."""
+    fetch_run.cache_clear()
+    files = {p.name: p.read_bytes() for p in (calibrated_run / "adapter").iterdir() if p.is_file()}
+    files |= {p.name: p.read_bytes() for p in calibrated_run.iterdir() if p.suffix in (".json", ".yaml")}
+    repo = hub.repos["models", "ORG/tuned"] = Repo(private=True)
+    repo.put({**files, "run.py": b"evil", "adapter_model.bin": b"evil", "x/run.json": b"{}"})
+    hub.patch(monkeypatch, tmp_path / "home")
+    return repo
+
+
+@pytest.mark.parametrize("revision", ["", "@main"])
+def test_a_published_run_opens(published, hub, calibrated_run, tmp_path, revision):
+    run = RunFolder.open(Path(f"hub:ORG/tuned{revision}"))
+    assert run.hub == run.name == f"ORG/tuned{revision}"
+    assert run.record == RunFolder.open(calibrated_run).record
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == published.files[
+        "adapter_model.safetensors"
+    ]
+    names = {path.name for path in run.path.rglob("*")}
+    assert not names & {"run.py", "adapter_model.bin", "x"}
+    asked = len(hub.requests)
+    RunFolder.open(Path(f"hub:ORG/tuned{revision}"))
+    assert len(hub.requests) == asked  # the same files, though the repository may have changed
+
+
+def test_a_published_run_answers_as_its_own_folder_does(published, calibrated_run, tmp_path):
+    from medqa.serve.about import about
+    from medqa.serve.answerer import Answerer
+
+    question = make_examples(1)[0]
+    there = Answerer.load(Path("hub:ORG/tuned"))
+    here = Answerer.load(calibrated_run)
+    settings = ServeConfig(max_explanation_tokens=4)
+    answers = [one.answer(question, explain=False, settings=settings) for one in (there, here)]
+    assert answers[0].probabilities == answers[1].probabilities
+    assert answers[0].calibration == answers[1].calibration is not None
+    assert answers[0].model.endswith("+ ORG/tuned")
+    assert about(there.run).name == "ORG/tuned"
+
+
+def test_a_published_run_is_not_written_to(published, tmp_path):
+    from medqa.evaluate.calibrate import calibrate
+    from medqa.evaluate.run import evaluate
+
+    path = Path("hub:ORG/tuned@main")
+    before = RunFolder.open(path)
+    for write in (lambda: evaluate(path), lambda: calibrate(path), lambda: before.note("x")):
+        with pytest.raises(RunError) as caught:
+            write()
+        assert "hf download ORG/tuned --revision main --local-dir tuned" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ORG/none", "the Hub has no run 'ORG/none'"),
+        ("ORG/tuned@v9", "has no revision 'v9'"),
+        ("ORG/gated", "is gated"),
+        ("a/b/c", "neither a folder nor a Hub id"),
+        ("ORG/empty", "is no published run"),
+    ],
+)
+def test_what_is_no_published_run(published, hub, tmp_path, name, message):
+    hub.gated.add("ORG/gated")
+    hub.repos["models", "ORG/empty"] = Repo()
+    hub.repo("ORG/empty").put({"README.md": b"nothing yet"})
+    with pytest.raises((HubError, RunError)) as caught:
+        RunFolder.open(Path(f"hub:{name}"))
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+def test_published_runs_have_nothing_to_compare_by(published):
+    from medqa.evaluate.compare import compare_runs
+
+    with pytest.raises(RunError, match="without its single predictions"):
+        compare_runs(Path("hub:ORG/tuned"), Path("hub:ORG/tuned"))

@@ -1,15 +1,39 @@
-"""Find a model or data set: a local folder, or a download from the Hugging Face Hub.
+"""Find a model, data set or published run: a local folder, or a download from the Hugging Face Hub.
 
 The Hub is touched only for names that are not on disk. Nothing is uploaded and nothing is counted.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from medqa.errors import HubError
 
-__all__ = ["is_on_disk", "locate"]
+__all__ = ["HUB_MARK", "PUBLISHED_FILES", "fetch_run", "is_on_disk", "locate"]
+
+HUB_MARK = "hub:"
+
+# Of a published run, and nothing else: no code, and nothing that could run code when it is loaded.
+PUBLISHED_FILES = (
+    "README.md",
+    "LICENSE",
+    "NOTICE",
+    "run.json",
+    "recipe.yaml",
+    "data.json",
+    "calibration.json",
+    "report.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
 
 
 def locate(
@@ -47,6 +71,20 @@ def locate(
     return _download(name, kind, setting, revision, patterns)
 
 
+@functools.cache  # one process reads one revision, however often it opens the run
+def fetch_run(name: str) -> Path:
+    """Download a published run: what belongs to one, and no code.
+
+    Args:
+        name: ORG/NAME or ORG/NAME@REVISION.
+
+    Raises:
+        HubError: If it is not to be had from the Hub.
+    """
+    repo, _, revision = name.partition("@")
+    return _download(repo, "run", f"{HUB_MARK}{name}", revision or None, PUBLISHED_FILES)
+
+
 def is_on_disk(name: str) -> bool:
     """Tell whether `locate` finds a name, or refuses it, without asking the Hub."""
     try:
@@ -72,9 +110,12 @@ def _download(name: str, kind: str, setting: str, revision: str | None, patterns
         RevisionNotFoundError,
     )
 
-    local = f"with a local copy: --set {setting}=FOLDER"
+    local = "with a local copy: " + ("give its folder" if kind == "run" else f"--set {setting}=FOLDER")
+    on_hub = "dataset" if kind == "dataset" else "model"
     try:
-        return Path(snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(name, repo_type=on_hub, revision=revision, allow_patterns=list(patterns))
+        )
     except GatedRepoError as exc:
         hint = "accept its terms on the Hub, then set HF_TOKEN"
         raise HubError(f"{kind} {name!r} is gated", hint) from exc

@@ -11,8 +11,8 @@
     predictions.jsonl  one line per model and question
     explanations.jsonl one line per explanation that was written and checked
 
-A run that was published or exported is flat: what is in adapter/ lies beside run.json, where PEFT looks for it
-in a repository of the Hub.
+A run that was published or exported is flat: what is in adapter/ lies beside run.json, where PEFT looks for
+it in a repository of the Hub. `hub:ORG/NAME` opens such a one, to read.
 
 Files are written as `medqa.files` does: whole or not there.
 """
@@ -33,6 +33,7 @@ from medqa import __version__
 from medqa.config import RunConfig
 from medqa.errors import RunError
 from medqa.files import file_sha256, read_json, write_json, write_text
+from medqa.hub import HUB_MARK, fetch_run
 from medqa.recipe import dump
 
 __all__ = [
@@ -104,11 +105,13 @@ class RunFolder:
     Attributes:
         path: The folder.
         record: The content of run.json.
+        hub: Where on the Hub it comes from, ORG/NAME or ORG/NAME@REVISION; None if it is the user's own.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, record: dict[str, Any], hub: str | None = None) -> None:
         self.path = path
         self.record = record
+        self.hub = hub
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, recipe: str) -> "RunFolder":
@@ -145,16 +148,26 @@ class RunFolder:
         """Open an existing run.
 
         Args:
-            path: The run folder.
+            path: The run folder, or hub:ORG/NAME or hub:ORG/NAME@REVISION, which is downloaded.
             finished: Whether training must have ended.
 
         Raises:
             RunError: If there is no run, it can't be read, or it isn't finished.
+            HubError: If it can't be had from the Hub.
         """
+        hub = None
+        if path.as_posix().startswith(HUB_MARK) and not path.exists():
+            hub = path.as_posix().removeprefix(HUB_MARK)
+            path = fetch_run(hub)
         if not path.is_dir():
             runs = sorted(p.parent.name for p in Path("runs").glob("*/run.json"))
             known = f"; in runs/ there are {', '.join(runs)}" if runs else ""
             raise RunError(f"no run folder {str(path)!r}", f"`medqa train` makes one{known}")
+        if not (path / "run.json").is_file() and hub is not None:
+            raise RunError(
+                f"{hub} on the Hub is no published run: it has no run.json",
+                "give the ORG/NAME that `medqa publish` made",
+            )
         if not (path / "run.json").is_file():
             raise RunError(
                 f"{path} is no run folder: it has no run.json",
@@ -166,7 +179,7 @@ class RunFolder:
                 f"{path}/run.json has version {record.get('version')!r}, this program reads {RUN_VERSION}",
                 "use the medqa version that run.json names, or train again",
             )
-        run = cls(path, record)
+        run = cls(path, record, hub)
         run._check_record()
         if finished and record.get("status") != "complete":
             raise RunError(
@@ -174,6 +187,11 @@ class RunFolder:
                 f"`medqa train --resume {path}`",
             )
         return run
+
+    @property
+    def name(self) -> str:
+        """What to call it where it is shown."""
+        return self.hub or self.path.resolve().name
 
     @property
     def config(self) -> RunConfig:
@@ -243,6 +261,29 @@ class RunFolder:
         """Mark the run as complete."""
         self.update(status="complete", finished=_now(), **fields)
 
+    def refuse_if_published(self, what: str) -> None:
+        """Stop before something is written into a run that lies on the Hub.
+
+        Args:
+            what: The command that would do so.
+
+        Raises:
+            RunError: If it does: what is written into the download's cache would be lost.
+        """
+        if self.hub is not None:
+            name, _, revision = self.hub.partition("@")
+            folder = name.partition("/")[2]
+            at = f" --revision {revision}" if revision else ""
+            raise RunError(
+                f"hub:{self.hub} can't be written to, as {what} does",
+                f"hf download {name}{at} --local-dir {folder}, then: medqa {what} {folder}",
+            )
+
     def save(self) -> None:
-        """Write run.json."""
+        """Write run.json.
+
+        Raises:
+            RunError: If it is a published one.
+        """
+        self.refuse_if_published("train --resume")
         write_json(self.path / "run.json", self.record)

@@ -65,6 +65,7 @@ def calibrate(
         MedQAError: Of the kind that says what else is wrong.
     """
     run = RunFolder.open(path)
+    run.refuse_if_published("calibrate")
     questions = begin_corpus(run.config.data, run.config.train.seed)
     try:
         tuned = load_tuned(path, trust_remote_code)

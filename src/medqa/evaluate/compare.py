@@ -73,6 +73,11 @@ def compare_runs(path_a: Path, path_b: Path) -> dict[str, Any]:
 
 def _report(path: Path) -> dict[str, Any]:
     run = RunFolder.open(path)
+    if run.hub is not None:
+        raise RunError(
+            f"{path} is published without its single predictions, which this goes by",
+            "give two runs that were evaluated here",
+        )
     if not (path / "report.json").is_file():
         raise RunError(f"{path} was not evaluated on all its questions", f"`medqa evaluate {path}`")
     report = read_json(path / "report.json")

@@ -51,6 +51,7 @@ def evaluate(
         MedQAError: Of the kind that says what is wrong.
     """
     run = RunFolder.open(path)
+    run.refuse_if_published("evaluate")
     config = _config(run.config, settings)
     data = config.data.model_copy(update={"max_eval_rows": max_rows}) if max_rows else config.data
     questions = evaluation_set(data, config.train.seed)

@@ -86,7 +86,7 @@ class About:
 
 def about(run: RunFolder) -> About:
     """Put together what is known of a run."""
-    name, record = run.path.resolve().name, run.record
+    name, record = run.name, run.record
     base_model = _short(_get(record, "base_model", "name") or "unknown")
     made = _made(record)
     report, unmeasured = _report(run)

@@ -61,7 +61,7 @@ class Answerer:
         """
         self.engine, self.run = engine, run
         self.defaults = run.config.serve
-        self.model = f"{short_name(run.record['base_model']['name'])} + {run.path.resolve().name}"
+        self.model = f"{short_name(run.record['base_model']['name'])} + {run.name}"
         self._calibrations = load_calibration(run, engine.renderer)
         self._promised: set[tuple[int, float, float | None]] = set()  # what it was found calibrated for
 

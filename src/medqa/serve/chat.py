@@ -126,7 +126,7 @@ def chat_routes(desk: Desk, errors: dict[int | str, dict[str, Any]]) -> APIRoute
         errors: Responses to document.
     """
     router = APIRouter(prefix="/v1", tags=["for OpenAI's client"], responses=errors)
-    model, created = desk.service.answerer.run.path.resolve().name, int(time.time())
+    model, created = desk.service.answerer.run.name, int(time.time())
 
     @router.get("/models")
     async def models() -> dict[str, Any]:

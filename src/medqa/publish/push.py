@@ -1,0 +1,271 @@
+"""Send a folder to the Hugging Face Hub: one repository, one commit, nothing twice.
+
+The token is the library's own business: HF_TOKEN, or what `hf auth login` keeps. It is in no message, no log
+and no file of ours.
+"""
+
+import dataclasses
+import fnmatch
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from medqa.errors import HubError
+from medqa.hub import PUBLISHED_FILES
+
+__all__ = ["Pushed", "check_name", "push"]
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["model", "space"]
+
+# The library itself sends a file up to six times, over 23 s; this is for what is down for longer.
+WAITS_S = (2.0, 10.0)
+
+# By what an earlier publication is known, and which of its files the next one may take away.
+_MARKS: dict[str, str] = {"model": "run.json", "space": "medqa/__init__.py"}
+_OWN: dict[str, tuple[str, ...]] = {
+    "model": PUBLISHED_FILES,
+    "space": ("medqa/*", "app.py", "requirements.txt"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pushed:
+    """What is on the Hub now.
+
+    Attributes:
+        url: Address of the repository.
+        commit: Id of the commit that holds it.
+        num_files: Files of the publication, those that were there already among them.
+        num_bytes: Their size.
+    """
+
+    url: str
+    commit: str
+    num_files: int
+    num_bytes: int
+
+
+def check_name(name: str) -> None:
+    """Refuse what can't be a repository's id.
+
+    Raises:
+        HubError: If it isn't ORG/NAME, of letters that the Hub takes.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        if name.count("/") == 1:
+            return
+        why = "there is no slash in it"
+    except HFValidationError as exc:
+        why = str(exc).splitlines()[0]
+    raise HubError(
+        f"{name!r} is no name of a repository: {why}",
+        "give ORG/NAME: who it belongs to, and letters, digits, '-', '_' and '.'",
+    )
+
+
+def push(
+    folder: Path, repo: str, *, kind: Kind, public: bool, message: str, again: str = "the same command"
+) -> Pushed:
+    """Make a repository hold a folder, in one commit.
+
+    What arrived in an earlier attempt isn't sent again. Files that others put there stay.
+
+    Args:
+        folder: What to send, all of it.
+        repo: ORG/NAME.
+        kind: What it is.
+        public: Whether everyone may see a repository that is made for it.
+        message: The commit's.
+        again: The command that goes on if this is broken off.
+
+    Raises:
+        HubError: If the Hub can't be reached or refuses; what is wrong, and the way out.
+    """
+    check_name(repo)
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(
+            f"{repo} can't be pushed: HF_HUB_OFFLINE is set", f"go on without it: HF_HUB_OFFLINE=0 {again}"
+        )
+    if (token := huggingface_hub.get_token()) is None:
+        raise HubError(
+            "there is no token for the Hub",
+            "set HF_TOKEN to one that may write, or log in once: hf auth login",
+        )
+    # Whole files by their checksum: an adapter is small, and what the Hub has of it is plain to see.
+    # The variable HF_HUB_DISABLE_XET is read at import, which torch's libraries did long ago.
+    constants.HF_HUB_DISABLE_XET = True
+    sending = _Sending(huggingface_hub.HfApi(token=token), folder, repo, kind, public, message)
+    for wait_s in (*WAITS_S, None):
+        done = _attempt(sending, token, again)
+        if isinstance(done, Pushed):
+            return done
+        if wait_s is not None:
+            log.warning("The Hub breaks off (%s); trying again in %.0f s", done, wait_s)
+            time.sleep(wait_s)
+    raise HubError(
+        f"the Hub can't be reached, or breaks off: {done}",
+        f"nothing is lost: what arrived isn't sent again. Go on with: {again}",
+    )
+
+
+def _attempt(sending: "_Sending", token: str, again: str) -> Pushed | str:
+    """Try once; return why it may go well another time if it didn't."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base class of its HTTP client, whichever that is: it changed between releases.
+    transport = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
+    try:
+        return sending.send()
+    except KeyboardInterrupt:
+        log.warning("Stopped. What arrived stays there; go on with: %s", again)
+        raise
+    except (transport, RuntimeError, ValueError, OSError) as exc:
+        cause = _cause(exc)
+        # What is raised from here on has no cause: a foreign text may hold what was sent, the token too.
+        if isinstance(cause, HfHubHTTPError) and not _passing(cause):
+            raise _refused(cause, sending, token, again) from None
+        if not isinstance(cause, transport):
+            raise HubError(f"{sending.repo} was not pushed: {_masked(str(cause), token)}", again) from None
+        return _masked(_reason(cause), token)
+
+
+class _Sending:
+    """One push, which may take several attempts."""
+
+    def __init__(self, api: Any, folder: Path, repo: str, kind: Kind, public: bool, message: str) -> None:
+        self.user: str | None = None
+        self.repo = repo
+        self._api, self._folder, self._message = api, folder, message
+        self._kind, self._public = kind, public
+        self._said: set[str] = set()
+
+    def send(self) -> Pushed:
+        """Do it, from the state that the Hub is in now."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        self.user = self.user or self._api.whoami()["name"]
+        state = self._state() or self._create()
+        self._check_visibility(state)
+        there = {file.rfilename for file in state.siblings or ()} - {".gitattributes"}
+        if there and _MARKS[self._kind] not in there:
+            some = ", ".join(sorted(there)[:3])
+            raise HubError(
+                f"{self.repo} holds something else than a {self._kind} of medqa: {some}",
+                "choose another name, or empty that repository on the Hub",
+            )
+        files = {path.relative_to(self._folder).as_posix(): path for path in _files(self._folder)}
+        gone = sorted(
+            name
+            for name in there - files.keys()
+            if any(fnmatch.fnmatchcase(name, one) for one in _OWN[self._kind])
+        )
+        if gone:
+            self._say(f"No longer part of {self.repo}, and taken away: {', '.join(gone)}")
+        done = self._api.create_commit(
+            self.repo,
+            [
+                *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+                *(CommitOperationDelete(name) for name in gone),
+            ],
+            commit_message=self._message,
+            repo_type=self._kind,
+            # Nobody else's commit of this moment is written over.
+            parent_commit=state.sha,
+        )
+        place = self.repo if self._kind == "model" else f"spaces/{self.repo}"
+        sizes = [path.stat().st_size for path in files.values()]
+        return Pushed(f"{self._api.endpoint}/{place}", done.oid, len(files), sum(sizes))
+
+    def _state(self) -> Any:
+        """What the Hub says of the repository; None if it knows none."""
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        try:
+            return self._api.repo_info(self.repo, repo_type=self._kind)
+        except GatedRepoError:  # another's
+            raise
+        except RepositoryNotFoundError:
+            return None
+
+    def _create(self) -> Any:
+        sdk = {"space_sdk": "gradio"} if self._kind == "space" else {}
+        self._api.create_repo(self.repo, repo_type=self._kind, private=not self._public, **sdk)
+        # What the Hub made of it counts, not what it was asked for.
+        return self._api.repo_info(self.repo, repo_type=self._kind)
+
+    def _check_visibility(self, state: Any) -> None:
+        if not state.private and not self._public:
+            raise HubError(
+                f"{self.repo} is public, and --public was not given: everyone could read what is pushed",
+                "--public, if that is meant; else another name, or make it private on the Hub",
+            )
+        if state.private and self._public:
+            self._say(f"{self.repo} stays private: its settings on the Hub make it public")
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            log.warning("%s", text)
+        self._said.add(text)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _cause(exc: BaseException) -> BaseException:
+    """Find what went wrong inside: the library wraps it when it sends large files."""
+    while isinstance(exc, RuntimeError) and exc.__cause__ is not None:
+        exc = exc.__cause__
+    return exc
+
+
+def _passing(exc: Any) -> bool:
+    return exc.response.status_code in (408, 429) or exc.response.status_code >= 500
+
+
+def _reason(exc: Any) -> str:
+    if (response := getattr(exc, "response", None)) is not None:
+        return f"it answers {response.status_code}"
+    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+
+
+def _masked(text: str, token: str) -> str:
+    """Take the token out of a text that others wrote."""
+    return text.replace(token, "hf_...").strip()
+
+
+def _refused(exc: Any, sending: _Sending, token: str, again: str) -> HubError:
+    """Say what the Hub refuses, and the way out."""
+    repo, user = sending.repo, sending.user
+    status = exc.response.status_code
+    said = _masked(exc.server_message or exc.response.headers.get("X-Error-Message") or "", token)
+    text = f"{said} ({status})" if said else f"status {status}"
+    if status == 401:
+        return HubError(
+            "the Hub doesn't know the token", "set HF_TOKEN to one that may write, or: hf auth login --force"
+        )
+    if status in (402, 413) or any(word in said.lower() for word in ("quota", "storage limit")):
+        return HubError(
+            f"the Hub has no room for {repo}: {text}",
+            "free space in the account's storage settings on the Hub, or push to another ORG",
+        )
+    if status in (403, 404):
+        return HubError(
+            f"{user or 'who the token belongs to'} may not write to {repo}: {text}",
+            f"take a token with write access to {repo.partition('/')[0]}, or a name of your own: {user}/...",
+        )
+    if status == 409:
+        return HubError(f"the name {repo} is taken: {text}", "choose another name")
+    if status == 412:
+        return HubError(f"{repo} was changed by somebody else just now", f"look at it, then: {again}")
+    return HubError(f"the Hub refuses {repo}: {text}", again)
