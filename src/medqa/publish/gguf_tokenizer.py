@@ -94,6 +94,8 @@ def _tokens(tokenizer: dict[str, Any], vocab_size: int) -> tuple[list[str], list
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = f"{model.get('type')}{', byte fallback' if model.get('byte_fallback') else ''}"
         raise ModelError(f"the tokenizer is {kind}; only byte-level BPE is written", OTHER_CONVERTER)
+    if not model.get("merges"):
+        raise ModelError("the tokenizer has no merges, which llama.cpp refuses", OTHER_CONVERTER)
     tokens = {number: (text, TokenType.NORMAL) for text, number in model["vocab"].items()}
     for added in tokenizer.get("added_tokens", []):
         if added.get("lstrip") or added.get("rstrip") or added.get("single_word"):
