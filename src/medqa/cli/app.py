@@ -14,6 +14,7 @@ import typer
 
 from medqa.cli.bulk import answer
 from medqa.cli.options import Json, Settings, Trust
+from medqa.cli.publishing import publish
 from medqa.cli.recipes import recipes
 from medqa.cli.serving import serve
 from medqa.cli.trust import calibrate, compare, evaluate
@@ -216,7 +217,8 @@ app.command()(compare)
 @app.command()
 def ask(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Run folder that `medqa train` made.")
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="Run folder that `medqa train` made, or hub:ORG/NAME."),
     ] = None,
     question: Annotated[str | None, typer.Option("--question", "-q", help="The question.")] = None,
     option: Annotated[
@@ -270,3 +272,4 @@ def ask(
 
 app.command()(answer)
 app.command()(serve)
+app.command()(publish)

@@ -8,7 +8,9 @@ import typer
 __all__ = ["Json", "Run", "Settings", "Trust"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made.")]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made, or hub:ORG/NAME.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=V", help="Change one setting; may be repeated."),
