@@ -168,7 +168,9 @@ def test_old_files_of_a_publication_go_and_those_of_others_stay(hub, folder, cap
     send(folder)
     repo = hub.repo("ORG/model")
     assert set(repo.files) - {".gitattributes"} == {*files_of(folder), "logo.png", "notes/own.md"}
-    assert repo.commits[-1]["operations"] == [("deletedFile", "data.json")]
+    assert [one for one in repo.commits[-1]["operations"] if one[0] == "deletedFile"] == [
+        ("deletedFile", "data.json")
+    ]
     assert "taken away: data.json" in caplog.text
 
 
@@ -249,6 +251,18 @@ def test_a_token_in_what_others_say_is_masked(hub, folder, monkeypatch):
 
     monkeypatch.setattr(HfApi, "create_commit", commit)
     assert "Bearer hf_..." in refused(folder)
+
+
+def test_stopping_it_names_the_command_that_goes_on(hub, folder, monkeypatch, caplog):
+    from huggingface_hub import HfApi
+
+    def commit(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "create_commit", commit)
+    with pytest.raises(KeyboardInterrupt):
+        send(folder)
+    assert "go on with: medqa publish ..." in caplog.text
 
 
 @pytest.mark.parametrize("name", ["model", "ORG/a/b", "ORG/-x", "ORG/b c", "", "../x"])
