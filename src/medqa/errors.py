@@ -14,6 +14,7 @@ traceback. Only the command line catches them, prints message and hint, and exit
         * RefusedByEngineError  it refuses one prompt, and may take others
     * HubError         the model hub can't be reached or refuses
     * ModelError       a base model, a tokenizer or an adapter
+    * PublishError     an export that is not the tuned model, or a folder that must not be published
     * RunError         a run folder: missing, half written, already there
     * TimeLimitError   an answer took longer than a server gives it
     * TrainingError    training can't go on: non-finite loss, out of memory
@@ -30,6 +31,7 @@ __all__ = [
     "HubError",
     "MedQAError",
     "ModelError",
+    "PublishError",
     "RefusedByEngineError",
     "RunError",
     "TimeLimitError",
@@ -102,6 +104,10 @@ class HubError(MedQAError):
 
 class ModelError(MedQAError):
     """A base model, tokenizer or adapter can't be used."""
+
+
+class PublishError(MedQAError):
+    """An export is not the model that was tuned, or a folder must not leave the machine as it is."""
 
 
 class RunError(MedQAError):

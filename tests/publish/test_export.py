@@ -109,7 +109,9 @@ def test_a_wrong_export_is_refused_and_leaves_nothing(calibrated_run, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_precision_that_loses_letters_gives_way_and_it_is_said(calibrated_run, tmp_path, monkeypatch, caplog):
+def test_a_precision_that_loses_letters_gives_way_and_it_is_said(
+    calibrated_run, tmp_path, monkeypatch, caplog
+):
     break_merge(monkeypatch, {"bf16"})
     monkeypatch.setattr(exporting, "precisions_to_try", lambda tuned: ("bf16", "fp16", "fp32"))
     with caplog.at_level(logging.INFO, logger="medqa"):
@@ -149,7 +151,7 @@ def test_weights_in_half_precision_are_not_merged(calibrated_run):
 
 def test_weights_that_are_not_finite_are_told(calibrated_run, tmp_path):
     tuned = load_tuned(calibrated_run, dtype="fp32")
-    name, weight = next((n, p) for n, p in tuned.model.named_parameters() if "lora_B" in n)
+    weight = next(p for n, p in tuned.model.named_parameters() if "lora_B" in n)
     with torch.no_grad():
         weight.fill_(float("inf"))
     with pytest.raises(ModelError, match="can't be merged"):
@@ -184,7 +186,10 @@ def test_a_calibration_that_does_not_hold_is_fitted_anew(calibrated_run, tmp_pat
     made = export(calibrated_run, "merged", tmp_path / "m", precision="fp32", num_questions=20, base=BASE)
     assert made.calibration == ("drifted" if share else "refitted")
     run, renderer = RunFolder.open(tmp_path / "m" / "run"), load_tuned(calibrated_run).renderer
-    found, shipped = load_calibration(run, renderer), load_calibration(RunFolder.open(calibrated_run), renderer)
+    found, shipped = (
+        load_calibration(run, renderer),
+        load_calibration(RunFolder.open(calibrated_run), renderer),
+    )
     if share:
         assert found == shipped
         return

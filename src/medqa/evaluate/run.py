@@ -30,6 +30,9 @@ __all__ = ["evaluate", "evaluate_engine", "evaluate_tuned", "refuse_trained_on"]
 NUM_LOOKED_AT = 64  # questions that are looked at to choose the way through the model
 
 
+_WORST = ("id", "subject", "letter", "key", "confidence", "warning")
+
+
 def evaluate(
     path: Path,
     settings: Sequence[str] = (),
@@ -150,6 +153,8 @@ def evaluate_engine(
     }
     worst = measured.worst()
     device = engine.device_record()  # at the end, when a server's retries are all counted
+    # Questions by id: a report may be passed on where they may not.
+    report |= {"worst": [{key: one[key] for key in _WORST} for one in worst]}
     report |= {"device": device, "engine": None if local else device}
     report |= {"seconds": round(time.monotonic() - start, 1), **provenance()}
     write_jsonl(path / f"predictions{label}.jsonl", _prediction_rows(measured))

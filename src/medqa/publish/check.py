@@ -1,0 +1,126 @@
+"""What a folder must not hold when it leaves the machine: secrets, places, code, training questions."""
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from medqa.errors import PublishError
+from medqa.publish.scrub import scrub_text
+
+__all__ = ["MODEL_FILES", "check_folder"]
+
+MODEL_FILES = frozenset(
+    {
+        *("README.md", "run.json", "recipe.yaml", "report.json", "calibration.json"),
+        *("adapter_config.json", "adapter_model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
+    }
+)
+"""All that a published run may hold."""
+
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+"""Pieces of words by the ten thousand, some of which look like anything."""
+
+_SECRETS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
+    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{20,}\b",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})\b",
+    "a Google key": r"\bAIza[A-Za-z0-9_-]{35}\b",
+    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]+@",
+}
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+_MIN_SECRET_CHARACTERS = 8
+_MIN_QUESTION_CHARACTERS = 30
+_SHOWN = 8
+
+
+def check_folder(
+    folder: Path, *, allowed: Collection[str] = MODEL_FILES, questions: Collection[str] = ()
+) -> None:
+    """Raise PublishError if a folder holds what must not leave the machine; nothing of it is shown.
+
+    Args:
+        folder: What would be published.
+        allowed: Names of the files that may be in it; there are no folders.
+        questions: Of the training split: none of them may be there.
+    """
+    known = {_plain(text) for text in questions if len(text) >= _MIN_QUESTION_CHARACTERS}
+    found: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or path.is_dir() or name not in allowed:
+            found.append(f"{name} is not part of a published run")
+        elif path.suffix == ".safetensors":
+            found += [f"{name} {what}" for what in _in_weights(path)]
+        else:
+            found += [f"{name} {what}" for what in _in_text(path, known)]
+    if found:
+        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise PublishError(
+            f"{folder} must not be published: {'; '.join(found[:_SHOWN])}{more}",
+            "take it out of the run folder or the environment, and publish again",
+        )
+
+
+def _in_weights(path: Path) -> Iterator[str]:
+    try:
+        with safe_open(str(path), "np") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as exc:
+        yield f"is no safetensors file ({exc})"
+        return
+    yield from _in_lines([*metadata, *metadata.values()])
+
+
+def _in_text(path: Path, questions: set[str]) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        yield f"is no text ({type(exc).__name__})"
+        return
+    for variable, value in os.environ.items():
+        if _SECRET_NAME.search(variable) and len(value) >= _MIN_SECRET_CHARACTERS and value in text:
+            yield f"holds the value of {variable}"
+    if path.name in _VOCABULARY:
+        return
+    lines = text.splitlines()
+    if path.suffix == ".json":
+        lines = list(_strings(json.loads(text)))
+    yield from _in_lines(lines)
+    if num := sum(_plain(line) in questions for line in lines):
+        yield f"holds {num} of the questions trained on"
+
+
+def _in_lines(lines: list[str]) -> Iterator[str]:
+    text = "\n".join(lines)
+    for kind, pattern in _SECRETS.items():
+        if re.search(pattern, text):
+            yield f"holds {kind}"
+    if any(scrub_text(line) != line for line in lines):
+        yield "names a place on this machine"
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, one in value.items():
+            yield key
+            yield from _strings(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
+
+
+def _plain(text: str) -> str:
+    """Reduce a line to its words, so that neither spaces nor Markdown hide a question."""
+    return " ".join(re.findall(r"\w+", text.lower()))
