@@ -8,19 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from hub_stand_in import TOKEN, HubStandIn, files_of
+from hub_stand_in import TOKEN, HubStandIn, Repo, files_of
 from medqa.cli.app import main
 from medqa.runs import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 # What a folder of a base model is called on the Hub.
-BASE = ()
+BASE = ("--base", "ORG/base")
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path, monkeypatch, tiny_model):
     with HubStandIn().running() as hub:
+        hub.repos["models", "ORG/base"] = Repo()
+        hub.repo("ORG/base").put(files_of(tiny_model))
         hub.patch(monkeypatch, tmp_path / "home")
         yield hub
 
@@ -38,8 +40,8 @@ def medqa(monkeypatch, capsys):
     return run
 
 
-def test_a_dry_run_writes_the_folder_and_sends_nothing(hub, medqa, calibrated_run):
-    done = medqa("publish", calibrated_run, "--to", "ORG/tuned", *BASE)
+def test_a_dry_run_writes_the_folder_and_sends_nothing(hub, medqa, measured_run):
+    done = medqa("publish", measured_run, "--to", "ORG/tuned", *BASE)
     assert done.code == 0, done.err
     assert RunFolder.open(Path("published/ORG--tuned")).record["status"] == "complete"
     for name in files_of(Path("published/ORG--tuned")):
@@ -49,8 +51,8 @@ def test_a_dry_run_writes_the_folder_and_sends_nothing(hub, medqa, calibrated_ru
     assert not hub.requests
 
 
-def test_the_command_that_it_names_sends_what_it_showed(hub, medqa, calibrated_run):
-    shown = medqa("publish", calibrated_run, "--to", "ORG/tuned", *BASE)
+def test_the_command_that_it_names_sends_what_it_showed(hub, medqa, measured_run):
+    shown = medqa("publish", measured_run, "--to", "ORG/tuned", *BASE)
     before = files_of(Path("published/ORG--tuned"))
     command = shlex.split(shown.out.splitlines()[-1])
     done = medqa(*command[1:])
@@ -62,11 +64,11 @@ def test_the_command_that_it_names_sends_what_it_showed(hub, medqa, calibrated_r
     assert len(repo.commits) == 2
 
 
-def test_what_was_published_can_be_asked(hub, medqa, calibrated_run):
-    assert medqa("publish", calibrated_run, "--to", "ORG/asked", "--push", "--public", *BASE).code == 0
+def test_what_was_published_can_be_asked(hub, medqa, measured_run):
+    assert medqa("publish", measured_run, "--to", "ORG/asked", "--push", "--public", *BASE).code == 0
     assert not hub.repo("ORG/asked").private
     words = ("-q", "Which?", "-o", "one", "-o", "two", "--json", "--no-explain")
-    theirs, ours = (medqa("ask", run, *words) for run in ("hub:ORG/asked", calibrated_run))
+    theirs, ours = (medqa("ask", run, *words) for run in ("hub:ORG/asked", measured_run))
     assert theirs.code == 0, theirs.err
     answers = [json.loads(one.out) for one in (theirs, ours)]
     assert answers[0]["model"].endswith("+ ORG/asked")
@@ -75,10 +77,10 @@ def test_what_was_published_can_be_asked(hub, medqa, calibrated_run):
     assert answers[0] == answers[1]
 
 
-def test_a_space_beside_the_model(hub, medqa, calibrated_run, tmp_path):
+def test_a_space_beside_the_model(hub, medqa, measured_run, tmp_path):
     out = tmp_path / "both"
     words = ("--to", "ORG/tuned", "--space", "ORG/demo", "--out", out, "--push", "--json", *BASE)
-    done = medqa("publish", calibrated_run, *words)
+    done = medqa("publish", measured_run, *words)
     assert done.code == 0, done.err
     record = json.loads(done.out)
     assert [one["repo"] for one in record["folders"]] == ["ORG/tuned", "ORG/demo"]
@@ -90,10 +92,10 @@ def test_a_space_beside_the_model(hub, medqa, calibrated_run, tmp_path):
     assert sizes == {name: len(data) for name, data in files_of(space).items()}
 
 
-def test_a_push_that_breaks_off_names_the_command_that_goes_on(hub, medqa, calibrated_run, monkeypatch):
+def test_a_push_that_breaks_off_names_the_command_that_goes_on(hub, medqa, measured_run, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.fail(100, 500, "PUT /lfs/")
-    done = medqa("publish", calibrated_run, "--to", "ORG/tuned", "--push", *BASE)
+    done = medqa("publish", measured_run, "--to", "ORG/tuned", "--push", *BASE)
     assert done.code == 2
     assert done.err.count("trying again in") == 2
     hint = next(line for line in done.err.splitlines() if "Go on with: " in line)
@@ -112,11 +114,11 @@ def test_a_push_that_breaks_off_names_the_command_that_goes_on(hub, medqa, calib
         (("--to", "ORG/tuned", "--out", "file"), "is a file"),
     ],
 )
-def test_what_is_refused(medqa, calibrated_run, words, message):
+def test_what_is_refused(medqa, measured_run, words, message):
     Path("mine").mkdir()
     Path("mine/thesis.tex").write_text("...")
     Path("file").write_text("")
-    done = medqa("publish", calibrated_run, *words, *BASE)
+    done = medqa("publish", measured_run, *words, *BASE)
     assert done.code == 2
     assert message in done.err
     assert "Hint: " in done.err

@@ -161,7 +161,11 @@ def test_it_runs_as_it_is(built_in_run, make_flat, tmp_path):
             browser.close()
         assert re.search(r"\d\s%", text)
         assert "Vitamin C" in text
-        assert (folder / "medqa" / "__pycache__").is_dir()  # its own copy ran
+        # It was the package beside app.py that ran: none is installed there.
+        assert (
+            subprocess.run([str(python), "-c", "import medqa"], cwd=tmp_path, env=env, check=False).returncode
+            == 1
+        )
     finally:
         process.terminate()
         process.wait(60)

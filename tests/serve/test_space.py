@@ -128,6 +128,7 @@ def test_where_cards_are_lent_every_question_goes_through_such_a_call(calibrated
     spaces = FakeSpaces()
     answerer = space_module._load(calibrated_run, spaces)
     assert spaces.started
+    assert answerer.engine.way == "plain, lent"
     settings = ServeConfig(max_explanation_tokens=4)
     here = space_module._load(calibrated_run, None)
     example = make_examples(1)[0]

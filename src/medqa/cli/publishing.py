@@ -78,11 +78,13 @@ def publish(
 def _refuse_else(out: Path) -> None:
     """Refuse to write over a folder that is no earlier publication."""
     from medqa.errors import RunError
+    from medqa.publish.check import MODEL_FILES
 
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file", "--out gives another place")
-    mine = (out / "run.json").is_file() and (out / "adapter_config.json").is_file()
-    if out.is_dir() and any(out.iterdir()) and not mine:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    mine = {"README.md", "run.json"} <= names <= MODEL_FILES
+    if names and not mine:
         raise RunError(f"{out} is there already, and no published run", "--out gives another place")
 
 
@@ -111,7 +113,8 @@ def _print_made(made: "list[tuple[Kind, Published]]", *, push: bool, public: boo
         width = max(len(name) for name, _ in rows)
         for name, size in rows:
             print(f"  {name:<{width}}  {size / 1024:>12,.1f} KiB")
-    print(f"Visible  {'to everyone' if public else 'to you and members of ORG: --public opens it'}")
+    print("Checked  no secrets, no places of this machine, no code, no questions trained on")
+    print(f"Visible  {'to everyone' if public else 'to its owner alone; --public opens it'}")
     if not push:
         print("Nothing was sent. Look at it, then:")
         print(f"  {again}")

@@ -6,12 +6,13 @@ it says so, and if that fails it says why.
 On ZeroGPU a graphics card is lent for the time of a call. `spaces` has to be imported before torch, calls run
 in a process of their own, and nothing can be captured ahead; so the model goes the plain way there, each call
 through a function that `spaces.GPU` decorated. Calls come from the model's own threads, which belong to no
-visitor: they count against the Space, not against who asks. This was tested with a stand-in for `spaces`,
-never on ZeroGPU hardware.
+visitor: they count against the Space, not against who asks. Loading was tried with `spaces` 0.51 itself,
+answering with a stand-in for it; nothing ran on ZeroGPU hardware.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import html
 import importlib
 import logging
@@ -95,11 +96,20 @@ def _load(path: Path, spaces: Any) -> Any:
         return answerer
     from medqa.serve.lent import LentEngine
 
-    tuned = load_tuned(path)
+    tuned = load_tuned(path, dtype=(lent := _lent_device(path)).precision, device="cpu")
+    # Nothing can be read from a file to a card that isn't there yet; what lies in memory goes with a call.
+    tuned = dataclasses.replace(tuned, model=tuned.model.to(lent.torch_device), device=lent)
     engine = LentEngine(LocalEngine(tuned), spaces.GPU)
     # Gradio's launch() would do this, but the page is mounted in an application.
     spaces.zero.startup()
     return Answerer(engine, tuned.run)
+
+
+def _lent_device(path: Path) -> Any:
+    from medqa.hardware.device import choose_device
+    from medqa.runs import RunFolder
+
+    return choose_device(RunFolder.open(path).config.model.model_copy(update={"trust_remote_code": None}))
 
 
 class SpaceApp:
