@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from medqa.cli.bulk import answer
+from medqa.cli.exporting import export
 from medqa.cli.options import Json, Settings, Trust
 from medqa.cli.publishing import publish
 from medqa.cli.recipes import recipes
@@ -272,4 +273,5 @@ def ask(
 
 app.command()(answer)
 app.command()(serve)
+app.command()(export)
 app.command()(publish)

@@ -24,7 +24,7 @@ from medqa.data.corpus import TrainingData
 from medqa.errors import DataError, MedQAError
 from medqa.hub import is_on_disk
 
-__all__ = ["Pending", "TrainingData", "begin_corpus"]
+__all__ = ["Pending", "TrainingData", "begin_corpus", "corpus_of"]
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,23 @@ def begin_corpus(config: DataConfig, seed: int) -> "Pending":
         return Pending(config, seed, data)
     path = entry_path(config, seed, files)
     return Pending(config, seed, _kept(path) if is_there(path) else None)
+
+
+def corpus_of(config: DataConfig, seed: int) -> TrainingData:
+    """Build the corpus that a recipe describes, or take it from the cache, and wait for it.
+
+    Args:
+        config: As `begin_corpus` takes it.
+        seed: As `begin_corpus` takes it.
+
+    Raises:
+        MedQAError: As `build_corpus` does.
+    """
+    pending = begin_corpus(config, seed)
+    try:
+        return pending.result()
+    finally:
+        pending.cancel()
 
 
 def _kept(path: Path) -> TrainingData | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medqa.config import RunConfig
-from medqa.data.prepared import begin_corpus
+from medqa.data.prepared import corpus_of
 from medqa.errors import MedQAError, PublishError
 from medqa.evaluate.origin import short_name
 from medqa.files import file_sha256, read_json, write_folder, write_json, write_text
@@ -171,11 +171,8 @@ def _base_licence(run: RunFolder) -> str | None:
 
 def _questions(run: RunFolder) -> list[str]:
     """Gather the questions trained on, to be sure that none is published."""
-    questions = begin_corpus(run.config.data, run.config.train.seed)
     try:
-        return [example.question for example in questions.result().train]
+        return [example.question for example in corpus_of(run.config.data, run.config.train.seed).train]
     except MedQAError as exc:
         log.warning("Not looked for: questions that were trained on, since %s", exc.message)
         return []
-    finally:
-        questions.cancel()

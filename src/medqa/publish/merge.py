@@ -53,7 +53,9 @@ def merge(tuned: TunedModel) -> Any:
     try:
         return tuned.model.merge_and_unload(safe_merge=True)
     except ValueError as exc:
-        raise ModelError(f"the adapter can't be merged: {exc}", "train again; a weight is not finite") from exc
+        raise ModelError(
+            f"the adapter can't be merged: {exc}", "train again; a weight is not finite"
+        ) from exc
 
 
 def write_merged(model: Any, tuned: TunedModel, out: Path, precision: Precision) -> None:

@@ -12,7 +12,7 @@ from medqa.config import SourceConfig
 from medqa.data.corpus import TrainingData
 from medqa.data.draw import sample
 from medqa.data.places import STARTER
-from medqa.data.prepared import begin_corpus
+from medqa.data.prepared import corpus_of
 from medqa.data.sources import read_split
 from medqa.errors import MedQAError, PublishError
 from medqa.evaluate.calibrate import refuse_other_questions
@@ -133,9 +133,8 @@ def find_held_out(run: RunFolder, num_questions: int) -> HeldOut:
         num_questions: How many at most; drawn by hash, always the same.
     """
     seed = run.config.train.seed
-    questions = begin_corpus(run.config.data, seed)
     try:
-        data = questions.result()
+        data = corpus_of(run.config.data, seed)
         refuse_other_questions(run, data)
         held_out = [*data.calibration, *data.selection]
         if held_out:
@@ -143,8 +142,6 @@ def find_held_out(run: RunFolder, num_questions: int) -> HeldOut:
         why = "this run held no questions back"
     except MedQAError as exc:
         why = exc.message
-    finally:
-        questions.cancel()
     log.warning("The export is compared on built-in questions only: %s", why)
     built_in = read_split(SourceConfig(name=STARTER), "validation").examples
     return HeldOut(sample(built_in, num_questions, seed, "export"), "built into the program", None)
