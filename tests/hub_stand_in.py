@@ -238,6 +238,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         private = asked.get("private", asked.get("visibility") == "private")
         repo = self.hub.repos[f"{kind}s", name] = Repo(private=private, asked_for=asked)
         repo.put({".gitattributes": b"*.safetensors filter=lfs\n"})
+        if kind == "space":
+            repo.files["README.md"] = b"---\nsdk: gradio\n---\nCheck out the configuration reference\n"
         place = name if kind == "model" else f"{kind}s/{name}"
         raise _Answer(200, {"url": f"{self.hub.url}/{place}", "name": name, "id": name})
 

@@ -189,13 +189,24 @@ def test_a_space_is_a_repository_of_its_own_kind(hub, tmp_path):
     (folder / "medqa" / "__init__.py").write_text("")
     (folder / "medqa" / "old.py").write_text("")
     (folder / "app.py").write_text("print()")
+    (folder / "README.md").write_bytes(CARD)
     assert send(folder, "ORG/demo", "space").url == f"{hub.url}/spaces/ORG/demo"
     repo = hub.repo("ORG/demo", "spaces")
     assert repo.private
     assert repo.asked_for["sdk"] == "gradio"
     (folder / "medqa" / "old.py").unlink()
     send(folder, "ORG/demo", "space")
-    assert set(repo.files) == {".gitattributes", "app.py", "medqa/__init__.py"}
+    assert set(repo.files) == {".gitattributes", "README.md", "app.py", "medqa/__init__.py"}
+    assert repo.files["README.md"] == CARD
+
+
+def test_a_space_that_was_made_but_never_filled_is_gone_on_with(hub, folder):
+    (folder / "medqa").mkdir()
+    (folder / "medqa" / "__init__.py").write_text("")
+    hub.fail(1, 400, "/preupload/")
+    refused(folder, "ORG/demo", "space")
+    send(folder, "ORG/demo", "space")
+    assert hub.repo("ORG/demo", "spaces").files["README.md"] == CARD
 
 
 def test_no_token(hub, folder, monkeypatch):

@@ -26,6 +26,11 @@ WAITS_S = (2.0, 10.0)
 
 # By what an earlier publication is known, and which of its files the next one may take away.
 _MARKS: dict[str, str] = {"model": "run.json", "space": "medqa/__init__.py"}
+# What the Hub itself puts into a new one; it gives a Space a card.
+_NEW: dict[str, frozenset[str]] = {
+    "model": frozenset({".gitattributes"}),
+    "space": frozenset({".gitattributes", "README.md"}),
+}
 _OWN: dict[str, tuple[str, ...]] = {
     "model": PUBLISHED_FILES,
     "space": ("medqa/*", "app.py", "requirements.txt"),
@@ -156,7 +161,7 @@ class _Sending:
         self.user = self.user or self._api.whoami()["name"]
         state = self._state() or self._create()
         self._check_visibility(state)
-        there = {file.rfilename for file in state.siblings or ()} - {".gitattributes"}
+        there = {file.rfilename for file in state.siblings or ()} - _NEW[self._kind]
         if there and _MARKS[self._kind] not in there:
             some = ", ".join(sorted(there)[:3])
             raise HubError(
