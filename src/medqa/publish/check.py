@@ -66,7 +66,7 @@ def check_folder(
     if found:
         more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise PublishError(
-            f"{folder} must not be published: {'; '.join(found[:_SHOWN])}{more}",
+            f"this run must not be published: {'; '.join(found[:_SHOWN])}{more}",
             "take it out of the run folder or the environment, and publish again",
         )
 

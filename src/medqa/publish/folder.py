@@ -26,6 +26,7 @@ from medqa.publish.licences import base_licence_of, judge
 from medqa.publish.scrub import scrub
 from medqa.recipe import dump
 from medqa.runs import RunFolder
+from medqa.trust.store import FILE_NAME as CALIBRATION
 
 __all__ = ["Published", "base_on_hub", "copy_run", "write_published"]
 
@@ -131,6 +132,8 @@ def copy_run(run: RunFolder, out: Path, *, base: str | None = None) -> None:
         # PEFT leaves a card behind that says nothing.
         if file.is_file() and file.name in MODEL_FILES and file.suffix != ".md":
             _copy(file, out / file.name)
+    if (adapter / CALIBRATION).is_file():
+        write_json(out / CALIBRATION, scrub(read_json(adapter / CALIBRATION)))
     name = str(run.record["base_model"]["name"])
     named = name if name == SMOLLM2 else base or short_name(name)
     record = scrub(json.loads(json.dumps(run.record)))
