@@ -1,7 +1,7 @@
 """The model card: README.md of a published run.
 
-Every number on it comes from the run's own files: report.json, run.json, data.json and calibration.json. What is
-missing there is called not measured.
+Every number on it comes from the run's own files: report.json, run.json, data.json and calibration.json.
+What is missing there is called not measured.
 """
 
 import functools
@@ -135,6 +135,7 @@ def _values(
     record, calibration, explanations = run.record, view["calibration"], view["explanations"]
     temperature, worst = _temperature(run, calibration), report.get("worst")
     questions, why_unquoted = _questions(run, report) if worst else ({}, "")
+    shown = None if worst is None else _shown(worst, questions)
     report = {"engine": None, **report, "not_measured": _without_place(report["not_measured"], report["run"])}
     sources = [{**one, "name": source_name(one["name"], one["files"])} for one in data["sources"]]
     weak, few = _subjects(view["tuned"])
@@ -162,12 +163,13 @@ def _values(
         "subjects": weak,
         "few_subjects": few,
         "min_rows": MIN_SUBJECT_ROWS,
-        "worst": None if worst is None else _shown(worst, questions),
+        "worst": shown,
+        "quoted": any("question" in one for one in shown or ()),
         "why_unquoted": why_unquoted,
         "recipe": recipe_rows(record),
         "notices": record["notices"],
         "minutes": next((one.text for one in about(run).made if one.name == "Trained"), "not recorded"),
-        "never_measured": NEVER_MEASURED,
+        "never_measured": NEVER_MEASURED.replace("named below", "named above"),
         **{"ece": ece, "auroc": auroc, "licensed": licensed, "versions": version_list, "git": git_state},
     }
 

@@ -56,7 +56,7 @@ def _results(report: Record, view: Record, repo: str) -> list[EvalResult]:
         EvalResult(
             task_type="multiple-choice",
             task_name="Medical multiple-choice questions",
-            dataset_type=data["name"] if on_hub else "private",
+            dataset_type=data["name"] if on_hub else "local",
             dataset_name=name,
             dataset_split=data["split"],
             metric_type=metric,

@@ -55,7 +55,7 @@ _DONE = {
 }
 
 
-def plain_text(text: str) -> str:
+def _plain(text: str) -> str:
     """Write a text so that Markdown shows it as it is, on one line."""
     return _MARKUP.sub(r"\\\1", scrub_text(" ".join(str(text).split())))
 
@@ -74,18 +74,17 @@ def _command(text: str | list[str]) -> str:
 def _own_words(text: str) -> str:
     """Keep the commands of a sentence as they are, and nothing else that Markdown might take for its own."""
     parts = str(text).split("`")
-    return "".join(f"`{_code(p)}`" if place % 2 else plain_text_within(p) for place, p in enumerate(parts))
+    return "".join(f"`{_code(p)}`" if place % 2 else _escaped(p) for place, p in enumerate(parts))
 
 
-def plain_text_within(text: str) -> str:
-    """As `plain_text`, with the blanks at both ends."""
+def _escaped(text: str) -> str:
+    """As `_plain`, with the blanks at both ends."""
     return _MARKUP.sub(r"\\\1", scrub_text(text))
 
 
 CARD_FILTERS: dict[str, Callable[..., str]] = {
     **FILTERS,
-    "n0": "{:,.0f}".format,
-    "text": plain_text,
+    "text": _plain,
     "code": _code,
     "command": _command,
     "own_words": _own_words,
@@ -154,7 +153,7 @@ def recipe_rows(record: Record) -> list[tuple[str, str]]:
 
 def _value(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return plain_text(value)
+        return _plain(str(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -163,7 +162,7 @@ def snippet(run: RunFolder, repo: str, base: str, temperature: float | None) -> 
     prompt, revision = run.record["prompt"], run.config.model.revision
     at = f", revision={revision!r}" if revision else ""
     scores = f"(scores / {temperature!r})" if temperature else "scores"
-    note = "  # the temperature that corrects its confidence" if temperature else ""
+    note = "# Divided by the temperature that corrects its confidence.\n" if temperature else ""
     return f'''import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -184,5 +183,5 @@ ids = tokenizer(before + question + after, add_special_tokens=False, return_tens
 letters = [tokenizer.encode(f" {{letter}}", add_special_tokens=False)[0] for letter in "ABCD"]
 with torch.inference_mode():
     scores = model(input_ids=ids).logits[0, -1, letters].float()
-probabilities = {scores}.softmax(dim=0).tolist(){note}
+{note}probabilities = {scores}.softmax(dim=0).tolist()
 print(dict(zip("ABCD", probabilities)))'''

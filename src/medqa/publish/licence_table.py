@@ -18,13 +18,15 @@ class Licence:
     Attributes:
         id: As the Hub writes it, or would.
         title: What it is called.
-        kind: "free" asks for a notice at most; "credit" for the authors' names; "share alike" for the very same
-            licence; "own terms" are passed on with the weights; "closed" lets nothing be passed on.
+        kind: "free" asks for a notice at most; "credit" for the authors' names; "share alike" for the
+            very same licence; "own terms" are passed on with the weights; "closed" lets nothing be passed on.
         link: Where its text is.
         conditions: What those who pass the weights on have to do, in sentences without the full stop.
         commercial: Whether the weights may be used for commercial purposes.
         listed: Whether the Hub knows the id; else it is "other" there, with a name.
         prefix: How the name of the model must begin.
+        built_with: What it must be said to be built with, where it is shown.
+        notice: What a file NOTICE beside the weights must say.
         why: Of a closed one: what forbids it.
     """
 
@@ -36,6 +38,8 @@ class Licence:
     commercial: bool = True
     listed: bool = True
     prefix: str = ""
+    built_with: str = ""
+    notice: str = ""
     why: str = ""
 
 
@@ -43,9 +47,9 @@ def _llama(version: str, name: str, link: str, *, built_with: str = "", prefix: 
     title = f"{name} Community License"
     conditions = [
         f"Pass on a copy of the {title}",
-        f'Keep a file "Notice" that says: {name} is licensed under the {title}, Copyright © Meta Platforms, Inc. '
-        "All Rights Reserved",
-        "Keep to Meta's Acceptable Use Policy, which forbids practising medicine without a licence, among others",
+        'Keep the file "Notice" with the words below',
+        "Keep to Meta's Acceptable Use Policy, which forbids, among others, practising medicine without a "
+        "licence",
     ]
     if prefix:
         conditions.insert(0, f'Show "Built with {built_with}" prominently')
@@ -54,17 +58,36 @@ def _llama(version: str, name: str, link: str, *, built_with: str = "", prefix: 
         conditions.append(
             "Of its multimodal models nothing is granted to those domiciled in the European Union"
         )
-    return Licence(f"llama{version}", title, "own terms", link, tuple(conditions), prefix=prefix)
+    notice = f"{name} is licensed under the {title}, Copyright © Meta Platforms, Inc. All Rights Reserved."
+    own: Kind = "own terms"
+    return Licence(
+        f"llama{version}",
+        title,
+        own,
+        link,
+        tuple(conditions),
+        prefix=prefix,
+        built_with=built_with,
+        notice=notice,
+    )
 
 
 def _qwen(id: str, title: str, *, commercial: bool) -> Licence:
     conditions = (
         f"Pass on a copy of the {title}, and say which files were changed",
-        f'Keep a file "Notice" that says: Qwen is licensed under the {title}, Copyright (c) Alibaba Cloud. '
-        "All Rights Reserved",
+        'Keep the file "Notice" with the words below',
         'Show "Built with Qwen" or "Improved using Qwen" prominently in the documentation',
     )
-    return Licence(id, title, "own terms", conditions=conditions, commercial=commercial, listed=False)
+    return Licence(
+        id,
+        title,
+        "own terms",
+        conditions=conditions,
+        commercial=commercial,
+        listed=False,
+        built_with="Qwen",
+        notice=f"Qwen is licensed under the {title}, Copyright (c) Alibaba Cloud. All Rights Reserved.",
+    )
 
 
 def _creative(id: str, title: str, kind: Kind, *, commercial: bool = True, why: str = "") -> Licence:
@@ -78,8 +101,8 @@ def _creative(id: str, title: str, kind: Kind, *, commercial: bool = True, why: 
 
 # The clause is 2(a)(1)(B) of both.
 _NO_DERIVATIVES = (
-    'it lets you "produce and reproduce, but not Share, Adapted Material" (section 2(a)(1)(B)): tuned weights '
-    "may be made and kept, not passed on"
+    'it lets you "produce and reproduce, but not Share, Adapted Material" (section 2(a)(1)(B)): tuned '
+    "weights may be made and kept, not passed on"
 )
 _RESEARCH_ONLY = "it lets you use the material for research, and passing on what is made of it is not granted"
 
@@ -145,9 +168,10 @@ KNOWN: dict[str, Licence] = {
                 "Pass on a copy of the Gemma Terms of Use, and bind those who get the weights to its use "
                 "restrictions",
                 "Say in the changed files that they were changed",
-                'Keep a file "Notice" that says: Gemma is provided under and subject to the Gemma Terms of Use '
-                "found at ai.google.dev/gemma/terms",
+                'Keep the file "Notice" with the words below',
             ),
+            notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
+            "ai.google.dev/gemma/terms",
         ),
         _qwen("qwen", "Qwen LICENSE AGREEMENT", commercial=True),
         _qwen("qwen-research", "Qwen RESEARCH LICENSE AGREEMENT", commercial=False),

@@ -1,7 +1,7 @@
 """May tuned weights be passed on, and under which licence.
 
-Whether weights are an adaptation of the texts they were trained on is not settled in law. This takes the careful
-reading: what the base model's or the questions' licence asks of an adaptation is asked of the adapter.
+Whether weights are an adaptation of the texts they were trained on is not settled in law. This takes the
+careful reading: what the licence of base model or questions asks of an adaptation is asked of the adapter.
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ class Verdict:
         commercial: Whether the weights may be used for commercial purposes.
         conditions: What those who pass the weights on have to do, in sentences without the full stop.
         prefix: How the name of the model must begin.
+        built_with: What it must be said to be built with, where it is shown; empty if nothing.
+        notices: What a file NOTICE beside the weights must say.
         base: The base model's licence.
         data: The licences of the questions.
     """
@@ -40,6 +42,8 @@ class Verdict:
     commercial: bool
     conditions: tuple[str, ...]
     prefix: str
+    built_with: str
+    notices: tuple[str, ...]
     base: Licence
     data: tuple[Licence, ...]
 
@@ -90,10 +94,13 @@ def judge(base_licence: str | None, data_licences: Sequence[str]) -> Verdict:
     base = _allowed(
         base_licence,
         "the base model",
-        "read its licence; if it allows passing tuned weights on, name it in the head of the README.md in the base "
-        "model's folder, `license: ID`; else begin with another base model, for example one under apache-2.0",
+        "read its licence; if it allows passing tuned weights on, name it in the head of the README.md in the "
+        "base model's folder, `license: ID`; else begin with another base model, one under apache-2.0 for one",
     )
-    hint = "train on questions that may be passed on; or name their licence, if you know it: --set data.licence=ID"
+    hint = (
+        "train on questions that may be passed on; or name their licence, if you know it: "
+        "--set data.licence=ID"
+    )
     if not data_licences:
         _allowed(None, "the questions", hint)
     data = tuple(_allowed(id, "the questions", hint) for id in data_licences)
@@ -162,6 +169,8 @@ def _strictest(licences: Sequence[Licence], base: Licence, data: tuple[Licence, 
         commercial=commercial,
         conditions=tuple(f"{text} ({one.title})" for one in reversed(by_rank) for text in one.conditions),
         prefix=next((one.prefix for one in reversed(by_rank) if one.prefix), ""),
+        built_with=next((one.built_with for one in reversed(by_rank) if one.built_with), ""),
+        notices=tuple(one.notice for one in reversed(by_rank) if one.notice),
         base=base,
         data=data,
     )
