@@ -31,6 +31,7 @@ __all__ = [
 Record = dict[str, Any]
 
 _NOT_MEASURED = "not measured"
+_ENTITY = re.compile(r"&(?=#?\w+;)")
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$])")
 
 _SETTINGS = {
@@ -57,7 +58,7 @@ _DONE = {
 
 def _plain(text: str) -> str:
     """Write a text so that Markdown shows it as it is, on one line."""
-    return _MARKUP.sub(r"\\\1", scrub_text(" ".join(str(text).split())))
+    return _escaped(" ".join(str(text).split()))
 
 
 def _code(text: str) -> str:
@@ -79,7 +80,7 @@ def _own_words(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """As `_plain`, with the blanks at both ends."""
-    return _MARKUP.sub(r"\\\1", scrub_text(text))
+    return _MARKUP.sub(r"\\\1", _ENTITY.sub("&amp;", scrub_text(text)))
 
 
 CARD_FILTERS: dict[str, Callable[..., str]] = {

@@ -94,8 +94,8 @@ def judge(base_licence: str | None, data_licences: Sequence[str]) -> Verdict:
     base = _allowed(
         base_licence,
         "the base model",
-        "read its licence; if it allows passing tuned weights on, name it in the head of the README.md in the "
-        "base model's folder, `license: ID`; else begin with another base model, one under apache-2.0 for one",
+        "read its licence; if it allows passing tuned weights on, name it in the head of README.md in the "
+        "base model's folder, `license: ID`; else begin with another one, under apache-2.0 for example",
     )
     hint = (
         "train on questions that may be passed on; or name their licence, if you know it: "
