@@ -17,6 +17,7 @@ from medqa.cli.exporting import export
 from medqa.cli.options import Json, Settings, Trust
 from medqa.cli.publishing import publish
 from medqa.cli.recipes import recipes
+from medqa.cli.reproducing import reproduce
 from medqa.cli.serving import serve
 from medqa.cli.trust import calibrate, compare, evaluate
 from medqa.errors import MedQAError
@@ -275,3 +276,4 @@ app.command()(answer)
 app.command()(serve)
 app.command()(export)
 app.command()(publish)
+app.command()(reproduce)

@@ -48,7 +48,7 @@ def export(
 
     set_up_logging()  # what was imported may have changed it
     kind = quantize if to == "gguf" else to
-    path = out or Path("exports") / f"{folder.path.resolve().name}-{kind}"
+    path = out or Path("exports") / f"{folder.name.replace('/', '--')}-{kind}"
     made = export_run(
         run,
         to,

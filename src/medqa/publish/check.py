@@ -16,7 +16,7 @@ __all__ = ["MODEL_FILES", "check_folder"]
 
 MODEL_FILES = frozenset(
     {
-        *("README.md", "run.json", "recipe.yaml", "report.json", "calibration.json"),
+        *("README.md", "NOTICE", "run.json", "recipe.yaml", "report.json", "calibration.json"),
         *("adapter_config.json", "adapter_model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
         *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from medqa.errors import ConfigError, PublishError, RunError
+from medqa.errors import ConfigError, RunError
 from medqa.evaluate.calibrate import NUM_ROWS_ON_CPU, fit_by_orders, held_back, load_calibration, record_of
 from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.score import make_items

@@ -85,6 +85,8 @@ def write_published(path: Path, repo: str, out: Path, *, base: str | None = None
         copy_run(run, folder, base=base)
         _copy_report(run, folder)
         write_text(folder / "README.md", text)
+        if verdict.notices:
+            write_text(folder / "NOTICE", "\n\n".join(verdict.notices) + "\n")
         check_folder(folder, questions=_questions(run))
     return Published.of(out, repo)
 

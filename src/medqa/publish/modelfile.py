@@ -11,7 +11,7 @@ _QUESTION = Example("question-goes-here", ("a", "b"))
 def modelfile(renderer: PromptRenderer, gguf_name: str, num_context: int) -> str:
     """Write a Modelfile: where the weights are, the prompt around a question, where to stop, no sampling.
 
-    Ollama has template words of its own. What it is given here is the very text that the model was trained on,
+    Ollama has template words of its own. What it is given here is the very text that the model learnt from,
     with its places for the system's and the user's words, so that no two readings of a chat template differ.
 
     Args:

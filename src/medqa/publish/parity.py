@@ -118,9 +118,9 @@ class Parity:
                 cure,
             )
         if self.num_tokenised_alike is not None and self.num_tokenised_alike < self.num_questions:
+            num_others = self.num_questions - self.num_tokenised_alike
             raise PublishError(
-                f"the export cuts {self.num_questions - self.num_tokenised_alike:,} of {self.num_questions:,} "
-                "prompts into other tokens",
+                f"the export cuts {num_others:,} of {self.num_questions:,} prompts into other tokens",
                 "this tokenizer can't be written as GGUF yet; --to merged keeps it as it is",
             )
 

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["Pace"]
+__all__ = ["Pace", "Replay"]
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ class Pace:
 
     Attributes:
         changes: What was changed, and when, for the record.
+        steps: Steps done, and how many there were to be in all from there on: with these it can be repeated.
         tell: Told how many steps there will be.
     """
 
@@ -43,6 +44,7 @@ class Pace:
         """
         self.end, self._expected, self._clock, self.tell = end, tokens_per_s, clock, tell
         self.changes: list[str] = []
+        self.steps: list[tuple[int, int]] = []
         self._num_tokens: Sequence[int] = ()
         self._times: list[tuple[int, float]] = []
 
@@ -60,6 +62,7 @@ class Pace:
         self._times = [(step, self._clock())]
         # At least one step: a run without any would be none.
         num_steps = max(min(step + 1, len(num_tokens) - 1), self._fitting(step, self._expected))
+        self.steps.append((step, num_steps))
         self.tell(num_steps)
         return num_steps
 
@@ -105,5 +108,23 @@ class Pace:
         )
         log.info("New plan, %s", text)
         self.changes.append(text)
+        self.steps.append((self._times[-1][0], fitting))
         self.tell(fitting)
         return fitting
+
+
+class Replay(Pace):
+    """Changes the number of steps where an earlier run did, whatever the time."""
+
+    def __init__(self, steps: Sequence[tuple[int, int]]) -> None:
+        """Take the `steps` of that run's pace."""
+        super().__init__(end=float("inf"), tokens_per_s=1.0)
+        self.steps = [(step, num_steps) for step, num_steps in steps]
+
+    def begin(self, step: int, num_tokens: Sequence[int]) -> int:
+        """Begin the steps; see `Pace.begin`."""
+        return [num_steps for place, num_steps in self.steps if place <= step][-1]
+
+    def review(self, step: int, num_steps: int) -> int:
+        """Take note that a step is done; see `Pace.review`."""
+        return dict(self.steps).get(step, num_steps)

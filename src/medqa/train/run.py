@@ -21,6 +21,7 @@ from medqa.runs import RunFolder
 from medqa.train.budget import explained_rows
 from medqa.train.fast import choose_engine
 from medqa.train.loop import train_adapter
+from medqa.train.pace import Pace, Replay
 from medqa.train.plot import plot_loss
 from medqa.train.prepare import Prepared
 from medqa.train.timed import TimedRun
@@ -38,6 +39,7 @@ def train(
     *,
     questions: Pending | None = None,
     end: float | None = None,
+    plan: dict[str, Any] | None = None,
 ) -> RunFolder:
     """Fine-tune an adapter into a new run folder.
 
@@ -51,6 +53,7 @@ def train(
         questions: The corpus of these settings, if its preparation was begun before torch was imported.
         end: When everything must be done, on time.monotonic's clock: what is trained on is planned to fit,
             and base and tuned model are scored at the end. No limit if not given.
+        plan: The plan of an earlier run with a limit, to do once more what came of it.
 
     Raises:
         MedQAError: Of the kind that says what is wrong.
@@ -59,13 +62,13 @@ def train(
         RunFolder.create(path, config, recipe)  # says what to do instead
     config = with_whole_paths(config)
     prepared = Prepared(config, questions or begin_corpus(config.data, config.train.seed), end=end)
-    tuning = _Tuning(prepared, config.train, end)
+    tuning = _Tuning(prepared, config.train, end, plan=plan)
     run = RunFolder.create(path, tuning.applied(config), recipe)
     write_json(path / "data.json", prepared.data.record)
     run.update(
         environment=environment or {},
         selftest=last_selftest(prepared.device),
-        **({"plan": tuning.plan.record()} if tuning.plan else {}),
+        **({"plan": tuning.plan.record()} if tuning.plan else {"plan": plan} if plan else {}),
         **prepared.record(tuning.rows),
     )
     return _train(run, tuning)
@@ -138,15 +141,18 @@ class _Tuning:
             prepared: Device, questions, base model.
             config: How to train.
             end: When everything must be done, if there is a limit.
-            plan: What an interrupted run had planned; empty if it had no limit. None for a new run.
+            plan: What an earlier run had planned; empty if it had no limit. None for a new one.
         """
         self._run: RunFolder | None = None
         self.prepared, self.config, self.notices = prepared, config, prepared.notices()
         for text in self.notices:
             log.warning("%s", text)
-        self.timed, self.plan, self.pace = None, None, None
+        self.timed, self.plan = None, None
+        self.pace: Pace | None = None
         if end is None:
             self.rows = self._rows((plan or {}).get("num_rows"))
+            if plan and plan.get("steps"):
+                self.pace = Replay(plan["steps"])
             if plan is None:  # what was begun may go on
                 prepared.refuse_slow_training(config.epochs * sum(map(len, self.rows)))
         self.model = attach_adapter(prepared.model, config.lora, config.seed)
@@ -178,7 +184,10 @@ class _Tuning:
                 run.note(text)
         self._run = run
         if self.pace is not None:
-            self.pace.tell = lambda num_steps: run.update(plan={**run.record["plan"], "num_steps": num_steps})
+            pace = self.pace
+            pace.tell = lambda num_steps: run.update(
+                plan={**run.record["plan"], "num_steps": num_steps, "steps": pace.steps}
+            )
 
     def _rows(self, num_rows: int | None) -> list[TokenisedRow]:
         """Draw rows, and which of them keep their explanation."""
@@ -222,7 +231,7 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
     except KeyboardInterrupt:
         log.warning("Stopped and saved; go on with: medqa train --resume %s", run.path)
         raise
-    if tuning.pace is not None:
+    if tuning.timed is not None and tuning.pace is not None:
         run.update(plan={**run.record["plan"], "changes": tuning.pace.changes})
     _save_adapter(run, model, prepared)
     plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")

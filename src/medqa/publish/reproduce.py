@@ -1,0 +1,204 @@
+"""Do a run once more from its own record, and say what came out the same."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from medqa.config import RunConfig
+from medqa.data.prepared import corpus_of
+from medqa.errors import ConfigError, ModelError
+from medqa.evaluate.compare import compare_runs
+from medqa.evaluate.run import evaluate
+from medqa.files import read_json, write_json
+from medqa.hardware.device import choose_device
+from medqa.model.load import find_base
+from medqa.recipe import changed_config, with_whole_paths
+from medqa.runs import RunFolder, provenance
+from medqa.train.run import train
+
+__all__ = ["PLACES", "reproduce"]
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+PLACES = ("data.name", "data.revision", "model.name", "model.revision", "model.device")
+"""Settings that may be changed: they say where things are, not what is done with them."""
+
+# Numbers of a report that are compared, with where they stand in it.
+_FIGURES = {
+    "accuracy": ("scores", "medqa", "tuned", "accuracy"),
+    "accuracy of the base model": ("scores", "medqa", "base", "accuracy"),
+    "accuracy by lm-eval's prompt": ("scores", "lm_eval", "tuned", "accuracy"),
+    "ECE, uncorrected": ("scores", "medqa", "tuned", "ece"),
+    "ECE, corrected": ("calibration", "score", "ece"),
+    "same answer in all orders": ("orders", "share_always_same"),
+}
+
+
+def reproduce(
+    path: Path,
+    out: Path,
+    settings: Sequence[str] = (),
+    environment: Record | None = None,
+    trust_remote_code: str | None = None,
+) -> Record:
+    """Train and measure a run once more, with its own settings, and compare.
+
+    A run that was given a time is repeated step by step as it went, not minute by minute.
+
+    Args:
+        path: Run folder, or a published one.
+        out: Run folder to make; the comparison is written there as reproduction.json.
+        settings: `a.b=v` changes, of `PLACES` only: a published run doesn't know where things are here.
+        environment: What `prepare_environment` found and set, for the record.
+        trust_remote_code: Name of the base model, if its own code may run.
+
+    Raises:
+        ConfigError: If another setting is to be changed.
+        ModelError: If the base model is another one than the run's.
+        MedQAError: Of the kind that says what else is wrong.
+    """
+    run = RunFolder.open(path)
+    config = _config(run, settings, trust_remote_code)
+    _refuse_other_base(run, config)
+    hashes = _data_hashes(run, config)
+    for name, (before, now) in {**hashes, **_surroundings(run, config)}.items():
+        if before != now:
+            log.warning("Differs already: %s was %s, is %s", name, before, now)
+    again = train(config, out, run.record["recipe"], environment, plan=run.record.get("plan"))
+    found = {
+        "of": run.name,
+        "run": str(out),
+        "agreement": [
+            {"what": what, "before": before, "now": now, "same": before == now}
+            for what, (before, now) in {**hashes, **_hashes(run, again), **_surroundings(run, config)}.items()
+        ],
+        "adapter_difference": _adapter_difference(run, again),
+        "loss": _losses(run, again),
+        "figures": [],
+        "paired": None,
+    }
+    if (run.path / "report.json").is_file():
+        found |= _measure(run, again, trust_remote_code)
+    write_json(out / "reproduction.json", found)
+    return found
+
+
+def _config(run: RunFolder, settings: Sequence[str], trust_remote_code: str | None) -> RunConfig:
+    for setting in settings:
+        if setting.partition("=")[0].strip() not in PLACES:
+            raise ConfigError(
+                f"--set {setting!r} would make another run of it",
+                f"what may be said is where things are: {', '.join(PLACES)}",
+            )
+    config = with_whole_paths(changed_config(run.config, settings, ("data", "model")))
+    model = config.model.model_copy(update={"trust_remote_code": trust_remote_code})
+    return config.model_copy(update={"model": model})
+
+
+def _refuse_other_base(run: RunFolder, config: RunConfig) -> None:
+    base = find_base(config.model)
+    if base.fingerprint != run.record["base_model"]["fingerprint"]:
+        raise ModelError(
+            f"{base.path} is not the base model that {run.name} began with: its weights differ",
+            "give that one: --set model.name=...",
+        )
+
+
+def _data_hashes(run: RunFolder, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Hash what is trained on, calibrated on and chosen by, as it was and as it is."""
+    data = corpus_of(config.data, config.train.seed)
+    before, now = run.record["data"]["splits"], data.record["splits"]
+    return {f"{name} questions": (before[name]["sha256"], now.get(name, {}).get("sha256")) for name in before}
+
+
+def _surroundings(run: RunFolder, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Lay out program, packages and device, as they were and as they are."""
+    here, device = provenance(), choose_device(config.model)
+    was, git = run.record["device"], (run.record.get("git") or {}, here["git"] or {})
+    versions: Record = run.record["versions"]
+    return {
+        **{name: (version, here["versions"].get(name)) for name, version in versions.items()},
+        "source commit": (git[0].get("commit"), git[1].get("commit")),
+        "device": (was["name"], device.name),
+        "precision": (was["precision"], device.precision),
+    }
+
+
+def _hashes(run: RunFolder, again: RunFolder) -> dict[str, tuple[Any, Any]]:
+    records = run.record, again.record
+    return {
+        "base model": tuple(one["base_model"]["fingerprint"] for one in records),
+        "prompt": tuple(json.dumps(one["prompt"], sort_keys=True) for one in records),
+        "adapter": tuple(one["adapter_sha256"] for one in records),
+    }
+
+
+def _adapter_difference(run: RunFolder, again: RunFolder) -> Record | None:
+    """Measure how far the adapters' weights lie apart; None if they are the same to the bit."""
+    if run.record["adapter_sha256"] == again.record["adapter_sha256"]:
+        return None
+    before, now = (load_file(one.adapter / "adapter_model.safetensors") for one in (run, again))
+    if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in now.items()}:
+        return {"greatest": None, "mean": None, "mean_weight": None}
+    differences = [np.abs(before[name].astype(np.float64) - now[name]) for name in before]
+    count = sum(one.size for one in differences)
+    return {
+        "greatest": max(float(one.max()) for one in differences),
+        "mean": sum(float(one.sum()) for one in differences) / count,
+        "mean_weight": sum(float(np.abs(one).sum()) for one in before.values()) / count,
+    }
+
+
+def _losses(run: RunFolder, again: RunFolder) -> Record | None:
+    """Compare the loss of the first and of the last step; a published run doesn't hold them."""
+    if not (run.path / "metrics.jsonl").is_file():
+        return None
+    rows = [
+        [json.loads(line) for line in (one.path / "metrics.jsonl").read_text().splitlines()]
+        for one in (run, again)
+    ]
+    return {
+        place: [one[number]["loss"] for one in rows] for place, number in (("first", 0), ("last", -1))
+    } | {"num_steps": [len(one) for one in rows]}
+
+
+def _measure(run: RunFolder, again: RunFolder, trust_remote_code: str | None) -> Record:
+    """Measure as the report was made, and compare the numbers."""
+    before = read_json(run.path / "report.json")
+    own = run.config.evaluate
+    num = {
+        "orders": own.orders if before.get("orders") else 1,
+        "explanations": own.explanations if before.get("explanations") else 0,
+        "traps": own.traps if before.get("traps") else 0,
+        "lm_eval": str("lm_eval" in before["scores"]).lower(),
+    }
+    now = evaluate(
+        again.path,
+        [f"evaluate.{name}={value}" for name, value in num.items()],
+        trust_remote_code=trust_remote_code,
+    )
+    same = before["data"]["sha256"] == now["data"]["sha256"]
+    figures = []
+    for what, keys in _FIGURES.items():
+        a, b = _get(before, keys), _get(now, keys)
+        if a is not None and b is not None:
+            places = (*keys[:-1], f"{keys[-1]}_interval")
+            intervals = [_get(before, places), _get(now, places)]
+            figures.append({"what": what, "before": a, "now": b, "intervals": intervals})
+    paired = None
+    if same and (run.path / "predictions.jsonl").is_file():
+        paired = compare_runs(run.path, again.path)["prompts"]["medqa"]
+    return {"figures": figures, "paired": paired, "same_questions": same}
+
+
+def _get(record: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
