@@ -29,12 +29,14 @@ fix: $(VENV)/.medqa-dev
 	$(BIN)/ruff format .
 	$(BIN)/python tools/docs.py
 
-docs: $(VENV)/.medqa-dev
+# The site in site/: links and anchors are checked by mkdocs, blocks of code by tools/docs.py.
+docs: $(VENV)/.medqa-dev $(VENV)/.medqa-docs
 	$(BIN)/python tools/docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Needs uv. torch is pinned to the version that the tests run with.
 lock:
-	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra heavy --extra serve --universal --python-version 3.10 \
+	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra docs --extra gguf --extra heavy --extra serve --universal --python-version 3.10 \
 	  --upgrade --no-annotate --no-header --constraint - \
 	  | grep -v -E '^(nvidia-|cuda-|triton)' > constraints.new
 	(grep '^#' constraints.txt; cat constraints.new) > constraints.merged
@@ -57,5 +59,9 @@ $(VENV)/.medqa-heavy: $(VENV)/.medqa
 	@$(PIP) -e ".[heavy]"
 	@touch $@
 
+$(VENV)/.medqa-docs: $(VENV)/.medqa
+	@$(PIP) -e ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
