@@ -130,6 +130,7 @@ def data(
     Writes train.jsonl, calibration.jsonl, selection.jsonl, data.json and data_report.html. Nothing
     leaves the machine. --check exits with 2 if training would refuse the file.
 
+    \b
     Examples:
       medqa data --set data.name=path/to/medmcqa
       medqa data --check own.xlsx --map question=stem --map answer=solution
@@ -165,6 +166,7 @@ def train(
     With --minutes, this machine's speed is measured, and rows, epochs, share of explanations and questions to
     score are planned to fit; the plan is shown, and made anew when the speed changes.
 
+    \b
     Examples:
       medqa train
       medqa train --minutes 5
@@ -242,6 +244,7 @@ def ask(
 
     With --serve no model is loaded; a key is taken from MEDQA_API_KEY.
 
+    \b
     Examples:
       medqa ask runs/quickstart-1 -q "Which vitamin prevents scurvy?" -o "Vitamin A" -o "Vitamin C"
       medqa ask runs/quickstart-1 --file question.json --json

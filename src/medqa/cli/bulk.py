@@ -56,6 +56,7 @@ def answer(
     What is done is kept in OUT.parts: after a kill, the same command goes on there. Several processes share
     the work and write one OUT.
 
+    \b
     Examples:
       medqa answer runs/medmcqa-1 questions.jsonl answers.jsonl
       medqa answer runs/medmcqa-1 exam.csv answers.parquet --map question=stem --set serve.orders=4

@@ -18,7 +18,7 @@ def export(
     ] = "q8_0",
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"],
-        typer.Option(help="Of a merged model; auto is that of the base model's own files."),
+        typer.Option(help="Of a merged model; auto: the base model's, or wider where that changes a letter."),
     ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder to make; exports/RUN-KIND if not given.")] = None,
     questions: Annotated[int, typer.Option(min=1, help="Held-back questions to compare by.")] = 200,
@@ -34,6 +34,7 @@ def export(
     Every export is asked held-back questions beside the tuned model. One that answers otherwise is not kept:
     merged has to keep every letter, q8_0 99 % of them; what less precise ones keep is reported.
 
+    \b
     Examples:
       medqa export runs/medmcqa-1 --to merged
       medqa export runs/medmcqa-1 --to gguf --quantize q4_k_m

@@ -42,6 +42,7 @@ def publish(
     Without --push nothing leaves this machine. With it, all of the folder goes up in one commit, and the same
     command goes on if it is broken off. The token is taken from HF_TOKEN or `hf auth login`.
 
+    \b
     Examples:
       medqa publish runs/medmcqa-1 --to me/medmcqa-qwen3
       medqa publish runs/medmcqa-1 --to me/medmcqa-qwen3 --space me/medmcqa-demo --push
@@ -113,7 +114,9 @@ def _print_made(made: "list[tuple[Kind, Published]]", *, push: bool, public: boo
         width = max(len(name) for name, _ in rows)
         for name, size in rows:
             print(f"  {name:<{width}}  {size / 1024:>12,.1f} KiB")
-    print("Checked  no secrets, no places of this machine, no code, no questions trained on")
+    num = made[0][1].num_questions
+    looked = f"none of the {num:,} questions trained on" if num else "NOT looked for: questions trained on"
+    print(f"Checked  the model: no secrets, no places of this machine, no code; {looked}")
     print(f"Visible  {'to everyone' if public else 'to its owner alone; --public opens it'}")
     if not push:
         print("Nothing was sent. Look at it, then:")

@@ -24,6 +24,7 @@ def reproduce(
     RUN may be a published folder; it doesn't know where data and base model are here: --set says so. A run
     that was given minutes is repeated step by step, not minute by minute.
 
+    \b
     Examples:
       medqa reproduce runs/medmcqa-1
       medqa reproduce hub:ORG/NAME --set data.name=path/to/medmcqa

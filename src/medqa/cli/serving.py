@@ -42,6 +42,7 @@ def serve(
     On loopback unless told otherwise; there is no public link and no telemetry. The page is at /, the API's
     description at /docs. Ctrl-C finishes what is going on. A base model's own code is never run here.
 
+    \b
     Examples:
       medqa serve runs/medmcqa-1
       MEDQA_API_KEY=... medqa serve runs/medmcqa-1 --host 0.0.0.0 --audit-log answers.jsonl

@@ -29,6 +29,7 @@ def calibrate(
     `medqa train` does this at its end. Writes calibration.json beside the adapter: temperature, answer sets,
     and what risk to expect at what confidence. The questions a run is measured on are never used.
 
+    \b
     Examples:
       medqa calibrate runs/medmcqa-1
       medqa calibrate runs/medmcqa-1 --orders 1 --orders 24
@@ -73,6 +74,7 @@ def evaluate(
     Through a server, --engine openai:URL[#TUNED[,BASE]], the base model is measured only if it is named. The
     files are then report-server.html, report-server.json and predictions-server.jsonl.
 
+    \b
     Examples:
       medqa evaluate runs/medmcqa-1
       medqa evaluate runs/medmcqa-1 --set data.name=exam.csv
@@ -105,6 +107,7 @@ def compare(
 
     Goes by what `medqa evaluate` wrote of each; loads no model.
 
+    \b
     Examples:
       medqa compare runs/medmcqa-1 runs/medmcqa-2
     """

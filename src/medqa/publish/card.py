@@ -97,7 +97,7 @@ def _check_name(repo: str, verdict: Verdict) -> None:
         raise PublishError(
             f"{verdict.base.title}: the name of a model made of it must begin with {verdict.prefix!r}, and "
             f"{name!r} does not",
-            f"--repo {repo.partition('/')[0]}/{wanted}-{name}",
+            f"--to {repo.partition('/')[0]}/{wanted}-{name}",
         )
 
 

@@ -44,14 +44,16 @@ class Published:
         path: The folder.
         repo: Where it goes, ORG/NAME.
         files: Name, size in bytes and SHA-256 of each file.
+        num_questions: Questions that were trained on, and were looked for in it; 0 if they weren't at hand.
     """
 
     path: Path
     repo: str
     files: tuple[tuple[str, int, str], ...]
+    num_questions: int = 0
 
     @classmethod
-    def of(cls, path: Path, repo: str) -> "Published":
+    def of(cls, path: Path, repo: str, num_questions: int = 0) -> "Published":
         """List what is in a folder."""
         return cls(
             path,
@@ -61,6 +63,7 @@ class Published:
                 for file in sorted(path.rglob("*"))
                 if file.is_file()
             ),
+            num_questions,
         )
 
 
@@ -81,14 +84,15 @@ def write_published(path: Path, repo: str, out: Path, *, base: str | None = None
     hub_base = base_on_hub(run, base)
     verdict = judge(_base_licence(run), run.record["data"]["licences"])
     text = write_card(run, repo, hub_base, verdict)
+    questions = _questions(run)
     with write_folder(out) as folder:
         copy_run(run, folder, base=base)
         _copy_report(run, folder)
         write_text(folder / "README.md", text)
         if verdict.notices:
             write_text(folder / "NOTICE", "\n\n".join(verdict.notices) + "\n")
-        check_folder(folder, questions=_questions(run))
-    return Published.of(out, repo)
+        check_folder(folder, questions=questions)
+    return Published.of(out, repo, len(questions))
 
 
 def base_on_hub(run: RunFolder, base: str | None = None) -> str:

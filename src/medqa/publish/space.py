@@ -11,7 +11,7 @@ import yaml
 
 import medqa
 from medqa.errors import DependencyError, RunError
-from medqa.files import file_sha256, write_folder, write_text
+from medqa.files import write_folder, write_text
 from medqa.hub import HUB_MARK
 from medqa.publish.folder import Published
 from medqa.publish.push import check_name
@@ -78,9 +78,7 @@ def write_space(repo: str, space: str, out: Path, *, run: Path | None = None) ->
         front = yaml.safe_dump(_front_matter(repo, title, run), sort_keys=False, allow_unicode=True)
         text = _README.format(title=title, repo=repo, version=medqa.__version__)
         write_text(folder / "README.md", f"---\n{front}---\n\n{text}")
-    paths = sorted(path for path in out.rglob("*") if path.is_file())
-    files = tuple((p.relative_to(out).as_posix(), p.stat().st_size, file_sha256(p)) for p in paths)
-    return Published(out, space, files)
+    return Published.of(out, space)
 
 
 def _front_matter(repo: str, title: str, run: Path | None) -> dict[str, object]:
