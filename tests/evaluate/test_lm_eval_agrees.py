@@ -1,12 +1,9 @@
 """lm-eval itself, on the real built-in model: the choices, likelihoods and accuracy of our column of it."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
-import medqa.data
+from lm_eval_runner import scored_by_lm_eval, starter_rows
 from medqa.config import LoraConfig, ModelConfig
 from medqa.data.build import evaluation_set
 from medqa.evaluate.report import summarise
@@ -22,7 +19,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of lm-eval and its libraries, about each other
 ]
 
-QUESTIONS = Path(medqa.data.__file__).parent / "starter" / "validation.jsonl"
 # Nats. Both compute in fp32, but in batches of other shapes.
 MAX_ERROR = 1e-3
 
@@ -41,40 +37,10 @@ def parts():
     return base, model, device
 
 
-def scored_by_lm_eval(folder, rows, model_arguments):
-    """Let lm-eval's own task `medmcqa` score these rows, read from a file instead of the Hub."""
-    reason = "lm-eval is not installed: pip install -e '.[lm-eval]'"
-    lm_eval = pytest.importorskip("lm_eval", reason=reason)
-    tasks = pytest.importorskip("lm_eval.tasks", reason=reason)
-    (folder / "rows.json").write_text("\n".join(json.dumps(row) for row in rows))
-    task = {
-        "include": str(Path(tasks.__file__).parent / "medmcqa" / "medmcqa.yaml"),
-        "task": "medmcqa_here",
-        "dataset_path": "json",
-        "dataset_kwargs": {
-            "data_files": {"validation": str(folder / "rows.json")},
-            "cache_dir": str(folder / "cache"),
-        },
-        "training_split": None,
-    }
-    (folder / "medmcqa_here.yaml").write_text(json.dumps(task))  # JSON is YAML
-    found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"dtype": "float32", **model_arguments},
-        tasks=["medmcqa_here"],
-        task_manager=tasks.TaskManager(include_path=str(folder), include_defaults=False),
-        device="cpu",
-        batch_size=8,
-        bootstrap_iters=0,
-    )
-    samples = sorted(found["samples"]["medmcqa_here"], key=lambda sample: sample["doc_id"])
-    return samples, found["results"]["medmcqa_here"]["acc,none"]
-
-
 @pytest.mark.parametrize(("adapted", "num_questions"), [(False, 40), (True, 20)], ids=["base", "tuned"])
 def test_lm_eval_gives_the_same_choices_likelihoods_and_accuracy(parts, tmp_path, adapted, num_questions):
     base, model, device = parts
-    rows = [json.loads(line) for line in QUESTIONS.read_text().splitlines()][:num_questions]
+    rows = starter_rows(num_questions)
     arguments = {"pretrained": str(base.path)}
     if adapted:
         model.save_pretrained(tmp_path / "adapter")

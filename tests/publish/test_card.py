@@ -15,7 +15,6 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from hub_stand_in import HubStandIn
 from medqa.data.build import evaluation_set
 from medqa.errors import PublishError
-from medqa.evaluate.run import evaluate
 from medqa.files import read_json, write_json
 from medqa.publish.card import write_card
 from medqa.publish.card_words import is_hub_dataset
@@ -31,22 +30,14 @@ OPEN = judge("apache-2.0", ["apache-2.0"])
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
-@pytest.fixture(scope="module")
-def measured(calibrated_run, tmp_path_factory):
-    """A calibrated run with its report. Not to be changed: copy it."""
-    path = shutil.copytree(calibrated_run, tmp_path_factory.mktemp("measured") / "run")
-    evaluate(path)
-    return path
-
-
 @pytest.fixture
-def run(measured, tmp_path):
-    return RunFolder.open(shutil.copytree(measured, tmp_path / "run"))
+def run(measured_run, tmp_path):
+    return RunFolder.open(shutil.copytree(measured_run, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
-def text(measured):
-    return card(RunFolder.open(measured))
+def text(measured_run):
+    return card(RunFolder.open(measured_run))
 
 
 def card(run, verdict=OPEN, repo=REPO):
@@ -61,9 +52,9 @@ def section(text, name):
     return re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)[1]
 
 
-def test_the_head_is_what_the_hub_reads(text, measured):
+def test_the_head_is_what_the_hub_reads(text, measured_run):
     data = ModelCard(text).data
-    report = read_json(measured / "report.json")
+    report = read_json(measured_run / "report.json")
     assert (data.base_model, data.base_model_relation) == (BASE, "adapter")
     assert (data.license, data.library_name, data.language) == ("apache-2.0", "peft", "en")
     assert "medical" in data.tags
@@ -99,10 +90,10 @@ def spellings(value, found):
         found |= {f"{100 * number:.0f}", f"{100 * number:.1f}", f"{number:,.0f}"}
 
 
-def test_every_number_in_its_tables_is_in_the_runs_files(text, measured):
+def test_every_number_in_its_tables_is_in_the_runs_files(text, measured_run):
     known = {"0.001", "95"}  # the p-value below which none is told, and the intervals' level
     for name in ("report.json", "run.json", "data.json", "adapter/calibration.json"):
-        spellings(read_json(measured / name), known)
+        spellings(read_json(measured_run / name), known)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     rows = [line for line in lines if not line.startswith("| Time ")]  # a date, written out
     assert len(rows) > 40
@@ -128,8 +119,8 @@ def test_what_a_reader_looks_for_is_there(text):
     assert not re.search(r"\bNone\b|\bnan\b|Undefined|\{\{|\{%", text.split("```")[2])
 
 
-def test_nothing_of_this_machine_is_on_it(text, measured):
-    assert str(measured.parent) not in text
+def test_nothing_of_this_machine_is_on_it(text, measured_run):
+    assert str(measured_run.parent) not in text
     for line in text.splitlines():
         plain = re.sub(r"https://\S+", "", line)
         assert scrub_text(plain) == plain
@@ -247,7 +238,7 @@ def test_what_a_base_models_licence_wants_is_kept(run):
     verdict = judge("llama3.2", ["cc-by-nc-4.0"])
     with pytest.raises(PublishError, match="must begin with 'Llama'") as error:
         card(run, verdict)
-    assert error.value.hint == "--repo some-org/Llama-tiny-medqa"
+    assert error.value.hint == "--to some-org/Llama-tiny-medqa"
     text = card(run, verdict, "some-org/llama-3.2-medqa")
     assert "**Built with Llama.**" in text
     assert "not for commercial use" in text

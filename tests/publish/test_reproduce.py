@@ -9,7 +9,6 @@ import pytest
 from conftest import tiny_settings
 from medqa.cli.reproducing import _print
 from medqa.errors import ConfigError, HubError, ModelError
-from medqa.evaluate.run import evaluate
 from medqa.files import read_json
 from medqa.publish.folder import copy_run
 from medqa.publish.reproduce import reproduce
@@ -20,20 +19,12 @@ from medqa.train.pace import Pace, Replay
 from medqa.train.run import train
 
 
-@pytest.fixture(scope="module")
-def original(calibrated_run, tmp_path_factory):
-    run = tmp_path_factory.mktemp("original") / "run"
-    shutil.copytree(calibrated_run, run)
-    evaluate(run, ["evaluate.explanations=0", "evaluate.traps=0"])
-    return run
-
-
 def agreement(found):
     return {one["what"]: one["same"] for one in found["agreement"]}
 
 
-def test_a_run_once_more_is_the_same_to_the_bit(original, tmp_path, capsys):
-    found = reproduce(original, tmp_path / "again")
+def test_a_run_once_more_is_the_same_to_the_bit(measured_run, tmp_path, capsys):
+    found = reproduce(measured_run, tmp_path / "again")
     assert all(agreement(found).values())
     assert {"train questions", "base model", "prompt", "adapter", "torch", "device"} <= agreement(
         found
@@ -51,11 +42,11 @@ def test_a_run_once_more_is_the_same_to_the_bit(original, tmp_path, capsys):
 
 
 def test_a_published_run_needs_to_be_told_where_things_are(
-    original, tiny_model, word_data, tmp_path, caplog, monkeypatch
+    measured_run, tiny_model, word_data, tmp_path, caplog, monkeypatch
 ):
     flat = tmp_path / "flat"
-    copy_run(RunFolder.open(original), flat, base="ORG/tiny")
-    shutil.copy(original / "report.json", flat)
+    copy_run(RunFolder.open(measured_run), flat, base="ORG/tiny")
+    shutil.copy(measured_run / "report.json", flat)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(HubError):
         reproduce(flat, tmp_path / "a")
@@ -69,25 +60,28 @@ def test_a_published_run_needs_to_be_told_where_things_are(
 @pytest.mark.parametrize(
     "setting", ["train.seed=1", "data.clean=false", "train.epochs=2", "model.dtype=bf16"]
 )
-def test_what_would_make_another_run_is_refused(original, tmp_path, setting):
+def test_what_would_make_another_run_is_refused(measured_run, tmp_path, setting):
     with pytest.raises(ConfigError, match="another run") as error:
-        reproduce(original, tmp_path / "again", [setting])
+        reproduce(measured_run, tmp_path / "again", [setting])
     assert "data.name" in error.value.hint
     assert not (tmp_path / "again").exists()
 
 
-def test_another_base_model_is_refused(original, tmp_path):
+def test_another_base_model_is_refused(measured_run, tmp_path):
     other = make_tiny_model(tmp_path / "other", seed=5)
     with pytest.raises(ModelError, match="its weights differ"):
-        reproduce(original, tmp_path / "again", [f"model.name={other}"])
+        reproduce(measured_run, tmp_path / "again", [f"model.name={other}"])
 
 
-def test_other_questions_are_told_before_training_and_after(original, word_data, tmp_path, caplog, capsys):
+@pytest.mark.slow
+def test_other_questions_are_told_before_training_and_after(
+    measured_run, word_data, tmp_path, caplog, capsys
+):
     fewer = tmp_path / "data"
     shutil.copytree(word_data, fewer)
     lines = (fewer / "train.jsonl").read_text().splitlines(keepends=True)
     (fewer / "train.jsonl").write_text("".join(lines[:-20]))
-    found = reproduce(original, tmp_path / "again", [f"data.name={fewer}"])
+    found = reproduce(measured_run, tmp_path / "again", [f"data.name={fewer}"])
     assert "Differs already: train questions" in caplog.text
     assert agreement(found)["train questions"] is False
     assert found["adapter_difference"]["greatest"] > 0
@@ -115,6 +109,7 @@ def test_a_pace_is_replayed_step_by_step():
     assert Replay(pace.steps).begin(5, tokens) == seen[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_given_a_time_is_repeated_step_by_step(tiny_model, word_data, tmp_path):
     config = load_recipe("medmcqa", [*tiny_settings(tiny_model, word_data), "train.batch_size=4"])
     timed = train(config, tmp_path / "timed", "medmcqa", end=time.monotonic() + 20)
