@@ -2,11 +2,13 @@
 
     python benchmarks/export_parity.py RUN OUT.json [--questions 500] bf16 fp16 fp32 f16 q8_0 q4_k_m
 
-Kinds bf16, fp16 and fp32 are merged models, the others GGUF files, run by llama.cpp on the CPU. Everything is
-asked the same questions, held back from the run's training.
+Kinds bf16, fp16 and fp32 are merged models; w8 is one whose weights alone are rounded as q8_0 does, computed in
+fp32; the others are GGUF files, run by llama.cpp on the CPU. Everything is asked the same questions, held back
+from the run's training.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import logging
@@ -30,8 +32,24 @@ from medqa.publish.parity import compare, find_held_out, is_valid
 MERGED = ("bf16", "fp16", "fp32")
 
 
+def round_weights(model):
+    """A copy with weights that went through q8_0 and back."""
+    from gguf import GGMLQuantizationType, quants
+
+    rounded = copy.deepcopy(model)
+    kind = GGMLQuantizationType.Q8_0
+    with torch.no_grad():
+        for weight in rounded.parameters():
+            if weight.ndim == 2:
+                blocks = quants.quantize(weight.detach().cpu().numpy(), kind)
+                weight.copy_(torch.from_numpy(quants.dequantize(blocks, kind)).view_as(weight))
+    return rounded
+
+
 def export(kind, tuned, folder):
     """Export to a folder; the engine of it."""
+    if kind == "w8":
+        return LocalEngine(dataclasses.replace(tuned, model=round_weights(tuned.model)))
     if kind in MERGED:
         write_merged(tuned.model, tuned, folder, kind)
         base = dataclasses.replace(tuned.base, path=folder)

@@ -1,5 +1,6 @@
 """An export is the tuned model, or there is none."""
 
+import dataclasses
 import json
 import logging
 
@@ -121,6 +122,36 @@ def test_a_precision_that_loses_letters_gives_way_and_it_is_said(
     assert "Kept in fp16" in caplog.text
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert (config.get("dtype") or config["torch_dtype"]) == "float16"
+
+
+def test_q8_0_gives_way_to_f16_where_it_loses_letters(calibrated_run, tmp_path, monkeypatch, caplog):
+    def write(work, merged, folder, kind):
+        """Stand for llama.cpp: a model that answers otherwise as q8_0."""
+        (folder / f"model-{kind}.gguf").write_bytes(b"GGUF")
+        engine = LocalEngine(work.tuned)
+        if kind == "q8_0":
+            score = engine.score
+            engine.score = lambda items: [
+                dataclasses.replace(one, log_likelihoods=one.log_likelihoods[::-1]) for one in score(items)
+            ]
+        return engine
+
+    monkeypatch.setattr(exporting, "_write_gguf", write)
+    made = export(calibrated_run, "gguf", tmp_path / "g", num_questions=20, base=BASE)
+    assert made.kind == "f16"
+    assert "As q8_0" in caplog.text
+    assert "model-q8_0.gguf" not in dict(made.files)
+    with pytest.raises(PublishError, match="q8_0 has to keep 99%") as error:
+        export(calibrated_run, "gguf", tmp_path / "h", quantization="q8_0", num_questions=20, base=BASE)
+    assert "f16" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("to", "wrong"), [("merged", {"quantization": "q8_0"}), ("gguf", {"precision": "fp16"})]
+)
+def test_what_does_not_go_together_is_refused(calibrated_run, tmp_path, to, wrong):
+    with pytest.raises(ConfigError, match=f"not for --to {to}"):
+        export(calibrated_run, to, tmp_path / "x", **wrong)
 
 
 def test_nothing_else_is_overwritten_but_an_earlier_export_is(calibrated_run, tmp_path):

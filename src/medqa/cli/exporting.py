@@ -14,8 +14,12 @@ def export(
     run: Run,
     to: Annotated[Literal["adapter", "merged", "gguf"], typer.Option(help="What to make.")],
     quantize: Annotated[
-        str, typer.Option(metavar="KIND", help="Of a GGUF: f32, f16, bf16, q8_0, q4_k_m and others.")
-    ] = "q8_0",
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Of a GGUF: f32, f16, bf16, q8_0, q4_k_m or others; else q8_0, or f16 if too coarse.",
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["auto", "bf16", "fp16", "fp32"],
         typer.Option(help="Of a merged model; auto: the base model's, or wider where that changes a letter."),
@@ -48,8 +52,7 @@ def export(
     from medqa.publish.export import export as export_run
 
     set_up_logging()  # what was imported may have changed it
-    kind = quantize if to == "gguf" else to
-    path = out or Path("exports") / f"{folder.name.replace('/', '--')}-{kind}"
+    path = out or Path("exports") / f"{folder.name.replace('/', '--')}-{quantize or to}"
     made = export_run(
         run,
         to,

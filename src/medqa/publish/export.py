@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 Target = Literal["adapter", "merged", "gguf"]
 
 _MARK = "parity.json"
+_USUAL_GGUF = ("q8_0", "f16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ def export(
     to: Target,
     out: Path,
     *,
-    quantization: str = "q8_0",
+    quantization: str | None = None,
     precision: Precision | None = None,
     num_questions: int = 200,
     base: str | None = None,
@@ -116,7 +117,8 @@ def export(
         path: Run folder.
         to: What to make.
         out: Folder to make; an earlier export there is replaced once the new one is whole and sound.
-        quantization: Of a GGUF: f32, f16, bf16, q8_0, or one that llama.cpp makes, such as q4_k_m.
+        quantization: Of a GGUF: f32, f16, bf16, q8_0, or one that llama.cpp makes, such as q4_k_m; if not
+            given, q8_0, or f16 where that changes too many letters.
         precision: Of a merged model; if not given, that of the base model's own files, or else the next that
             keeps every letter.
         num_questions: To compare by, at most.
@@ -127,7 +129,10 @@ def export(
         PublishError: If the export is not the tuned model, within `parity.BOUNDS`. Nothing is left then.
         MedQAError: Of the kind that says what else is wrong.
     """
-    if to == "gguf" and quantization not in {*WRITTEN, *QUANTIZED}:
+    for option, value, target in (("quantize", quantization, "gguf"), ("dtype", precision, "merged")):
+        if value is not None and to != target:
+            raise ConfigError(f"--{option} {value} is for --to {target}, not for --to {to}", "leave it out")
+    if quantization is not None and quantization not in {*WRITTEN, *QUANTIZED}:
         known = ", ".join([*WRITTEN, *QUANTIZED])
         raise ConfigError(f"--quantize {quantization!r} is unknown", f"one of {known}")
     if out.exists() and not (out / _MARK).is_file():
@@ -182,7 +187,7 @@ def _merged(work: _Work, folder: Path, wanted: Precision | None) -> tuple[Engine
         base = dataclasses.replace(work.tuned.base, path=folder)
         engine = LocalEngine(dataclasses.replace(work.tuned, model=load_model(base, work.tuned.device)))
         parity = work.compare("merged", engine)
-        if parity.share_same == 1 or precision == precisions[-1]:
+        if parity.keeps_letters or precision == precisions[-1]:
             break
         log.warning("Rounded to %s, %s: rounding less", precision, parity)
     parity.require("--dtype fp32 rounds nothing" if precision != "fp32" else "update transformers and peft")
@@ -190,24 +195,39 @@ def _merged(work: _Work, folder: Path, wanted: Precision | None) -> tuple[Engine
     return engine, parity
 
 
-def _gguf(work: _Work, folder: Path, quantization: str) -> tuple[Engine, Parity]:
-    tuned = work.tuned
-    name = f"model-{quantization}.gguf"
+def _gguf(work: _Work, folder: Path, wanted: str | None) -> tuple[Engine, Parity]:
+    """Write the smallest usual kind that keeps the letters, or the one that is wanted."""
+    kinds = (wanted,) if wanted else _USUAL_GGUF
     with _merged_beside(work) as merged:
-        written = quantization if quantization in WRITTEN else "f32"
-        first = folder / (name if written == quantization else "model-f32.gguf")
-        log.info("Writing %s", first.name)
-        write_gguf(merged, first, written, stop_token_id=tuned.renderer.stop_ids[0])
-    if written != quantization:
-        log.info("Quantising to %s", quantization)
-        quantize(first, folder / name, quantization, num_threads=torch.get_num_threads())
-        first.unlink()
-    limit = tuned.base.max_length_tokens
-    write_text(folder / "Modelfile", modelfile(tuned.renderer, name, limit))
-    engine = LlamaEngine(folder / name, tuned.renderer, max_length_tokens=limit)
-    parity = work.compare(quantization, engine)
-    parity.require("--quantize q8_0 or f16 keeps more")
+        for kind in kinds:
+            engine = _write_gguf(work, merged, folder, kind)
+            parity = work.compare(kind, engine)
+            if parity.keeps_letters or kind == kinds[-1]:
+                break
+            log.warning("As %s, %s: too few; quantising less", kind, parity)
+            engine.close()
+            (folder / _gguf_name(kind)).unlink()
+    parity.require("--quantize f16 or f32 keeps more, --quantize q4_k_m and the like are not held to a bound")
     return engine, parity
+
+
+def _write_gguf(work: _Work, merged: Path, folder: Path, kind: str) -> LlamaEngine:
+    renderer = work.tuned.renderer
+    written = kind if kind in WRITTEN else "f32"
+    first = folder / _gguf_name(written)
+    log.info("Writing %s", first.name)
+    write_gguf(merged, first, written, stop_token_id=renderer.stop_ids[0])
+    if written != kind:
+        log.info("Quantising to %s", kind)
+        quantize(first, folder / _gguf_name(kind), kind, num_threads=torch.get_num_threads())
+        first.unlink()
+    limit = work.tuned.base.max_length_tokens
+    write_text(folder / "Modelfile", modelfile(renderer, _gguf_name(kind), limit))
+    return LlamaEngine(folder / _gguf_name(kind), renderer, max_length_tokens=limit)
+
+
+def _gguf_name(kind: str) -> str:
+    return f"model-{kind}.gguf"
 
 
 @contextlib.contextmanager

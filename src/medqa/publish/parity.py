@@ -91,6 +91,11 @@ class Parity:
         """Least share that is asked of this kind."""
         return BOUNDS.get(self.kind)
 
+    @property
+    def keeps_letters(self) -> bool:
+        """Whether enough of the letters are the same for this kind."""
+        return self.bound is None or self.share_same >= self.bound
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return {**dataclasses.asdict(self), "share_same": self.share_same, "bound": self.bound}
@@ -107,7 +112,7 @@ class Parity:
         Args:
             cure: What to do about it.
         """
-        if self.bound is not None and self.share_same < self.bound:
+        if not self.keeps_letters:
             some = "; ".join(
                 f"{one['id']}: {one['tuned']} at {one['confidence']:.1%} became {one['exported']}"
                 for one in self.others
