@@ -2,8 +2,8 @@
 
     python benchmarks/export_parity.py RUN OUT.json [--questions 500] bf16 fp16 fp32 f16 q8_0 q4_k_m
 
-Kinds bf16, fp16 and fp32 are merged models; w8 is one whose weights alone are rounded as q8_0 does, and that
-computes in fp32; the others are GGUF files, run by llama.cpp on the CPU. All are asked the same questions, held
+Kinds bf16, fp16 and fp32 are merged models; w8 is one whose weights alone are rounded as q8_0 does, computed
+in fp32; the others are GGUF files, run by llama.cpp on the CPU. All are asked the same questions, held back
 back from the run's training.
 """
 
