@@ -87,9 +87,10 @@ def test_too_long_prompts_are_counted_apart_never_cut(parts):
     assert summarise(predictions)["num_questions"] == len(EXAMPLES) - 1
 
 
-@pytest.mark.parametrize("prompt", ["medqa", "lm_eval"])
-@pytest.mark.parametrize("batch_tokens", [1, 700, 10_000])
-@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize(
+    ("prompt", "batch_tokens", "adapted"),
+    [("medqa", 1, True), ("lm_eval", 700, False), ("medqa", 10_000, False), ("lm_eval", 10_000, True)],
+)
 def test_packed_scores_equal_plain_ones(parts, prompt, batch_tokens, adapted):
     model, renderer, device = parts
     items = make_items(renderer, EXAMPLES, prompt)

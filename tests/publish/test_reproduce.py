@@ -41,6 +41,7 @@ def test_a_run_once_more_is_the_same_to_the_bit(measured_run, tmp_path, capsys):
     assert "The adapter is the same to the bit." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_published_run_needs_to_be_told_where_things_are(
     measured_run, tiny_model, word_data, tmp_path, caplog, monkeypatch
 ):
