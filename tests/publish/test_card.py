@@ -224,8 +224,24 @@ def test_markup_in_a_question_stays_text(run, monkeypatch):
     monkeypatch.setattr("medqa.publish.card._questions", lambda *_: ({"q": evil}, ""))
     change(run, worst=[{"id": "q", "subject": None, "letter": "B", "key": "A", "confidence": 0.5}])
     shown = section(card(run), "Known failures")
-    assert r"\<b\>x\</b\> \| \`y\` \[z\](http://w) \*k\* &amp;lt; file" in shown
+    assert r"\<b\>x\</b\> \| \`y\` \[z\](http://w) \*k\* &amp;lt; /home/somebody/file" in shown
     assert r"B. \# c" in shown
+
+
+def test_a_dose_in_a_question_is_not_changed(run, monkeypatch):
+    dose = Example("Give 5 mg /kg/day of what?", ("this", "that"), 0, "q")
+    run.record["data"]["licences"] = ["mit"]
+    monkeypatch.setattr("medqa.publish.card._questions", lambda *_: ({"q": dose}, ""))
+    change(run, worst=[{"id": "q", "subject": None, "letter": "B", "key": "A", "confidence": 0.5}])
+    assert "Give 5 mg /kg/day of what?" in card(run)
+
+
+def test_that_it_was_not_trained_on_them_is_said_only_where_it_is_known(run, text):
+    assert "that it was not trained on" in text
+    assert "was used to train, to calibrate" in text
+    change(run, leaks={**read_json(run.path / "report.json")["leaks"], "looked_for": False})
+    assert "that it was not trained on" not in (unknown := card(run))
+    assert "was used to calibrate" in unknown
 
 
 def test_the_built_in_model_was_measured_on_a_copy(run, text):

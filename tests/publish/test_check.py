@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from medqa.errors import PublishError
 from medqa.publish.check import check_folder
-from medqa.publish.scrub import scrub, scrub_text
+from medqa.publish.scrub import scrub, scrub_command, scrub_text
 
 QUESTION = "Which of these vitamins is lacking in scurvy, with its bleeding gums?"
 
@@ -156,3 +156,26 @@ def test_many_findings_are_counted(folder):
     for number in range(12):
         (folder / f"x{number}.py").write_text("")
     refused(folder, "and 4 more")
+
+
+@pytest.mark.parametrize("line", ["1. {}", "- {}", "Question: {}"])
+def test_a_question_is_found_behind_what_stands_before_it(folder, line):
+    question = "Which vitamin is lacking in scurvy, and why is that?"
+    with (folder / "README.md").open("a") as file:
+        file.write("\n" + line.format(question) + "\n")
+    refused(folder, "holds 1 of the questions", questions=[question])
+
+
+def test_scrubbing_keeps_doses_and_no_names_of_users():
+    for text in ("5 mg /kg/day", "Vitamin C:_____ is lacking", "10 /mm3", "Vitamin A:/B:/C:", "and/or/maybe"):
+        assert scrub_text(text) == text
+    for text in (
+        "/home/alice",
+        "~alice/x",
+        "C:\\Users\\alice\\x",
+        "\\\\server\\alice\\x",
+        "/projects/alice/x",
+    ):
+        assert "alice" not in scrub_text(text)
+    command = "/usr/bin/medqa train --set data.name=../../alice/data --out ~alice/x --set model.name=Q/Q-1.7B"
+    assert scrub_command(command) == "medqa train --set data.name=data --out x --set model.name=Q/Q-1.7B"

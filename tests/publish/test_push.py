@@ -31,7 +31,7 @@ def folder(tmp_path):
         "adapter_model.safetensors": WEIGHTS,
         "tokenizer.json": b"\0" + WEIGHTS[::-1],  # large ones go through LFS, too
         "calibration.json": b'{"temperature": 1.5}',
-        "run.json": b'{"version": 3}',
+        "run.json": b'{"version": 3, "adapter_sha256": "a", "versions": {"medqa": "0"}}',
         "report.json": '{"name": "\u00e9"}\n'.encode(),
     }.items():
         (folder / name).write_bytes(data)
@@ -161,17 +161,32 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub, folder, monkeypat
 
 
 def test_old_files_of_a_publication_go_and_those_of_others_stay(hub, folder, caplog):
-    (folder / "data.json").write_text("{}")
+    (folder / "NOTICE").write_text("{}")
     send(folder)
-    hub.repo("ORG/model").put({"logo.png": b"\0", "notes/own.md": b"mine"}, "by hand")
-    (folder / "data.json").unlink()
+    hub.repo("ORG/model").put({"logo.png": b"\0", "notes/own.md": b"mine", "LICENSE": b"theirs"}, "by hand")
+    (folder / "NOTICE").unlink()
     send(folder)
     repo = hub.repo("ORG/model")
-    assert set(repo.files) - {".gitattributes"} == {*files_of(folder), "logo.png", "notes/own.md"}
+    assert set(repo.files) - {".gitattributes"} == {*files_of(folder), "logo.png", "notes/own.md", "LICENSE"}
     assert [one for one in repo.commits[-1]["operations"] if one[0] == "deletedFile"] == [
-        ("deletedFile", "data.json")
+        ("deletedFile", "NOTICE")
     ]
-    assert "taken away: data.json" in caplog.text
+    assert "taken away: NOTICE" in caplog.text
+
+
+def test_a_repository_that_only_has_a_file_of_that_name_is_left_alone(hub, folder):
+    send(folder)
+    hub.repo("ORG/model").put({"run.json": b'{"wandb": 1}'}, "somebody else's")
+    with pytest.raises(HubError, match="something else than a model of medqa"):
+        send(folder)
+
+
+def test_another_model_that_is_replaced_is_named(hub, folder, caplog):
+    send(folder)
+    text = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(text.replace('"a"', '"b"'))
+    send(folder)
+    assert "held another model of medqa 0" in caplog.text
 
 
 def test_another_s_repository_is_left_alone(hub, folder):

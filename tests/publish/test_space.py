@@ -1,6 +1,7 @@
 """The folder of a Space; and, slowly, that it runs as it is: installed apart, asked in a real browser."""
 
 import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 import medqa
 from hub_stand_in import files_of
@@ -44,6 +46,25 @@ def test_what_is_in_the_folder(made):
     assert len(front["short_description"]) <= 60  # the Hub's limit
     assert 'main("hub:ORG/tuned")' in (made.path / "app.py").read_text()
     ast.parse((made.path / "app.py").read_text())
+
+
+def test_no_pin_clashes_with_what_the_hub_installs_beside(made):
+    pins = dict(line.split("==") for line in (made.path / "requirements.txt").read_text().splitlines())
+    for line in importlib.metadata.requires("gradio"):
+        one = Requirement(line)
+        if one.name in pins and (one.marker is None or one.marker.evaluate({"extra": "mcp"})):
+            assert one.specifier.contains(pins[one.name]), line
+
+
+def test_what_somebody_put_into_the_package_stays_here(tmp_path, monkeypatch):
+    package = shutil.copytree(Path(medqa.__file__).parent, tmp_path / "medqa")
+    (package / "notes.txt").write_text("mine")
+    (package / "data" / "train.csv").write_text("mine")
+    monkeypatch.setattr(medqa, "__file__", str(package / "__init__.py"))
+    made = write_space("ORG/tuned", "ORG/demo", tmp_path / "space")
+    names = {name for name, _, _ in made.files}
+    assert "medqa/__init__.py" in names
+    assert not {"medqa/notes.txt", "medqa/data/train.csv"} & names
 
 
 def test_the_whole_package_and_nothing_else_lies_beside(made):

@@ -146,6 +146,7 @@ def _values(
         **{"repo": repo, "title": repo.partition("/")[2], "notice": NOTICE, "letters": LETTERS},
         **{"tuned": view["tuned"], "change": view["change"], "score": view["score"]},
         "calibration": {**calibration, "reason": _short_reason(calibration["reason"], run)},
+        "unseen": report["leaks"]["looked_for"] and run.config.data.drop_leaks,
         "orders": report["orders"],
         "explanations": explanations,
         "hint": (explanations or {}).get("hint"),
@@ -190,7 +191,8 @@ def _short_reason(reason: str, run: RunFolder) -> str:
 
 
 def _without_place(sentences: list[str], place: str) -> list[str]:
-    return [sentence.replace(place, "RUN") for sentence in sentences]
+    alone = re.compile(rf"(?<![^\s`]){re.escape(place)}(?![^\s`])")
+    return [alone.sub("RUN", sentence) for sentence in sentences]
 
 
 def _absent(report: Record, view: Record) -> Record:

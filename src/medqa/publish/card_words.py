@@ -61,6 +61,11 @@ def _plain(text: str) -> str:
     return _escaped(" ".join(str(text).split()))
 
 
+def _quoted(text: str) -> str:
+    """As `_plain`, and nothing is taken out: no dose is to be changed."""
+    return _marked(" ".join(str(text).split()))
+
+
 def _code(text: str) -> str:
     """Write a text that goes between backticks, in a table too."""
     return scrub_text(" ".join(str(text).split())).replace("`", "'").replace("|", "/")
@@ -80,12 +85,17 @@ def _own_words(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """As `_plain`, with the blanks at both ends."""
-    return _MARKUP.sub(r"\\\1", _ENTITY.sub("&amp;", scrub_text(text)))
+    return _marked(scrub_text(text))
+
+
+def _marked(text: str) -> str:
+    return _MARKUP.sub(r"\\\1", _ENTITY.sub("&amp;", text))
 
 
 CARD_FILTERS: dict[str, Callable[..., str]] = {
     **FILTERS,
     "text": _plain,
+    "quoted": _quoted,
     "code": _code,
     "command": _command,
     "own_words": _own_words,

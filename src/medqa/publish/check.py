@@ -94,9 +94,14 @@ def _in_text(path: Path, questions: set[str]) -> Iterator[str]:
         return
     lines = text.splitlines()
     if path.suffix == ".json":
-        lines = list(_strings(json.loads(text)))
+        try:
+            strings = list(_strings(json.loads(text)))
+        except ValueError as exc:
+            yield f"is no JSON ({exc})"
+            return
+        lines = [line for one in strings for line in one.splitlines()]
     yield from _in_lines(lines)
-    if num := sum(_plain(line) in questions for line in lines):
+    if num := sum(_holds_one(line, questions) for line in lines):
         yield f"holds {num} of the questions trained on"
 
 
@@ -119,6 +124,12 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for one in value:
             yield from _strings(one)
+
+
+def _holds_one(line: str, questions: set[str]) -> bool:
+    """Look behind what may stand before a question in its line: a number, a mark of a list, its name."""
+    words = _plain(line).split()
+    return any(" ".join(words[start:]) in questions for start in range(min(4, len(words))))
 
 
 def _plain(text: str) -> str:

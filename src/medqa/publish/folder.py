@@ -16,6 +16,7 @@ from typing import Any
 from medqa.config import RunConfig
 from medqa.data.prepared import corpus_of
 from medqa.errors import MedQAError, PublishError
+from medqa.evaluate.calibrate import refuse_other_questions
 from medqa.evaluate.origin import short_name
 from medqa.files import file_sha256, read_json, write_folder, write_json, write_text
 from medqa.model.embedded import LICENCE, SMOLLM2
@@ -23,7 +24,8 @@ from medqa.model.load import find_base
 from medqa.publish.card import write_card
 from medqa.publish.check import MODEL_FILES, check_folder
 from medqa.publish.licences import base_licence_of, judge
-from medqa.publish.scrub import scrub
+from medqa.publish.push import check_name
+from medqa.publish.scrub import scrub, scrub_command
 from medqa.recipe import dump
 from medqa.runs import RunFolder
 from medqa.trust.store import FILE_NAME as CALIBRATION
@@ -81,8 +83,11 @@ def write_published(path: Path, repo: str, out: Path, *, base: str | None = None
         MedQAError: Of the kind that says what else is wrong.
     """
     run = RunFolder.open(path)
+    run.refuse_if_published("publish")
+    if base is not None:
+        check_name(base)
     hub_base = base_on_hub(run, base)
-    verdict = judge(_base_licence(run), run.record["data"]["licences"])
+    verdict = judge(_base_licence(run), run.record["data"].get("licences", ()))
     text = write_card(run, repo, hub_base, verdict)
     questions = _questions(run)
     with write_folder(out) as folder:
@@ -142,7 +147,8 @@ def copy_run(run: RunFolder, out: Path, *, base: str | None = None) -> None:
         write_json(out / CALIBRATION, scrub(read_json(adapter / CALIBRATION)))
     name = str(run.record["base_model"]["name"])
     named = name if name == SMOLLM2 else base or short_name(name)
-    record = scrub(json.loads(json.dumps(run.record)))
+    record = scrub({**json.loads(json.dumps(run.record)), "command": ""})
+    record["command"] = scrub_command(str(run.record.get("command", "")))
     record["config"]["model"]["name"] = record["base_model"]["name"] = named
     write_json(out / "run.json", record)
     write_text(out / "recipe.yaml", dump(RunConfig.model_validate(record["config"])))
@@ -179,9 +185,13 @@ def _base_licence(run: RunFolder) -> str | None:
 
 
 def _questions(run: RunFolder) -> list[str]:
-    """Gather the questions trained on, to be sure that none is published."""
+    """Gather the questions trained on or held back, to be sure that none is published."""
     try:
-        return [example.question for example in corpus_of(run.config.data, run.config.train.seed).train]
+        data = corpus_of(run.config.data, run.config.train.seed)
+        refuse_other_questions(run, data)
+        if data.record["splits"]["train"] != run.record["data"]["splits"]["train"]:
+            raise PublishError("the data are not those it was trained on", "put them back as they were")
+        return [example.question for example in (*data.train, *data.calibration, *data.selection)]
     except MedQAError as exc:
         log.warning("Not looked for: questions that were trained on, since %s", exc.message)
         return []

@@ -6,6 +6,7 @@ and no file of ours.
 
 import dataclasses
 import fnmatch
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medqa.errors import HubError
-from medqa.hub import PUBLISHED_FILES
+from medqa.publish.check import MODEL_FILES
 
 __all__ = ["Pushed", "check_name", "push"]
 
@@ -32,7 +33,7 @@ _NEW: dict[str, frozenset[str]] = {
     "space": frozenset({".gitattributes", "README.md"}),
 }
 _OWN: dict[str, tuple[str, ...]] = {
-    "model": PUBLISHED_FILES,
+    "model": tuple(sorted(MODEL_FILES)),
     "space": ("medqa/*", "app.py", "requirements.txt"),
 }
 
@@ -162,7 +163,7 @@ class _Sending:
         state = self._state() or self._create()
         self._check_visibility(state)
         there = {file.rfilename for file in state.siblings or ()} - _NEW[self._kind]
-        if there and _MARKS[self._kind] not in there:
+        if there and not (_MARKS[self._kind] in there and self._is_ours(state.sha)):
             some = ", ".join(sorted(there)[:3])
             raise HubError(
                 f"{self.repo} holds something else than a {self._kind} of medqa: {some}",
@@ -173,6 +174,7 @@ class _Sending:
             name
             for name in there - files.keys()
             if any(fnmatch.fnmatchcase(name, one) for one in _OWN[self._kind])
+            and (self._kind == "space" or "/" not in name)
         )
         if gone:
             self._say(f"No longer part of {self.repo}, and taken away: {', '.join(gone)}")
@@ -190,6 +192,21 @@ class _Sending:
         place = self.repo if self._kind == "model" else f"spaces/{self.repo}"
         sizes = [path.stat().st_size for path in files.values()]
         return Pushed(f"{self._api.endpoint}/{place}", done.oid, len(files), sum(sizes))
+
+    def _is_ours(self, revision: str) -> bool:
+        """Whether what is there was published by this program; what model it was is said if it is another."""
+        if self._kind == "space":
+            return True
+        path = self._api.hf_hub_download(self.repo, _MARKS["model"], revision=revision)
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            adapter, made_by = record["adapter_sha256"], record["versions"]["medqa"]
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+        mine = json.loads((self._folder / "run.json").read_text(encoding="utf-8"))
+        if adapter != mine.get("adapter_sha256"):
+            self._say(f"{self.repo} held another model of medqa {made_by}; its history on the Hub keeps that")
+        return True
 
     def _state(self) -> Any:
         """What the Hub says of the repository; None if it knows none."""

@@ -3,17 +3,37 @@
 import re
 from typing import Any
 
-__all__ = ["scrub", "scrub_text"]
+__all__ = ["scrub", "scrub_command", "scrub_text"]
 
-# A path by itself, and one within a sentence: that has two parts at least, as "10 /mm3" is none.
-_WHOLE = re.compile(r"(?:file://|~?/|[A-Za-z]:[\\/])[^\n]*")
+# Where files lie; elsewhere a path has three parts at least, as "5 mg /kg/day" is a dose.
+_ROOTS = (
+    "home|Users|root|tmp|var|mnt|media|opt|usr|etc|srv|data|scratch|work|workspace|projects?|content|kaggle|"
+    "gpfs|lustre|nfs|Volumes|private|proc|dev|run|export|net|share"
+)
+_PART = r"[\w.@+~%-]"
+# A path by itself, and one within a sentence.
+_WHOLE = re.compile(rf"(?:file://|~)?/(?:{_ROOTS})/[^\n]*|" r"(?:file://|~?/|~\w|[A-Za-z]:[\\/]|\\\\)\S*")
 _WITHIN = re.compile(
-    r"""(?<![\w./:~-])
-        (?:file://|~)?/ (?:[\w.@+~%-]+/)+ [\w.@+~%-]*
-      | (?<![\w./:~-]) ~/ [\w.@+~%-]+
-      | (?<!\w) [A-Za-z]:[\\/] [^\s'"]+""",
+    rf"""(?<![\w./:~-]) (?:file://|~)?/ (?:{_ROOTS})/ {_PART}+ (?:/{_PART}*)*
+      | (?<![\w./:~-]) (?:file://|~)?/ (?:{_PART}+/){{2,}} {_PART}*
+      | (?<![\w./:~-]) ~{_PART}*/ {_PART}+ (?:/{_PART}*)*
+      | (?<!\w) [A-Za-z]:[\\/] [A-Za-z0-9.][\w.-]+ [^\s'"]*
+      | (?<!\S) \\\\ [\w.-]+ \\ [^\s'"]+""",
     re.VERBOSE,
 )
+# What in a command is a place for sure; "a/b" may be a model on the Hub.
+_PLACE = re.compile(r"[~/.\\]|[A-Za-z]:[\\/]|file:")
+_HOMES = re.compile(r"(?:file://)?/(?:home|Users)/[^/]+/?|~\w*/?")
+
+
+def scrub_command(command: str) -> str:
+    """Cut every path in the words of a command to its last part, relative ones too."""
+    return " ".join(_last_word(word) for word in command.split(" "))
+
+
+def _last_word(word: str) -> str:
+    name, equals, value = word.rpartition("=")
+    return name + equals + _last_part(value) if _PLACE.match(value) else word
 
 
 def scrub(value: Any) -> Any:
@@ -33,4 +53,6 @@ def scrub_text(text: str) -> str:
 
 
 def _last_part(path: str) -> str:
+    if _HOMES.fullmatch(path):  # would be a user's name
+        return "home"
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1] or "folder"

@@ -22,6 +22,8 @@ __all__ = ["write_space"]
 HARDWARE = "cpu-upgrade"
 """What is suggested: a model of 1 or 2 billion weights answers there in seconds."""
 
+_SUFFIXES = frozenset({".css", ".j2", ".js", ".jsonl", ".py", ".typed", ".yaml"})
+
 # What a build of torch brings along for one kind of card: it knows best which.
 _PLATFORM = re.compile(r"(nvidia-|cuda-|triton|pytorch-triton)")
 
@@ -104,8 +106,14 @@ def _front_matter(repo: str, title: str, run: Path | None) -> dict[str, object]:
 
 
 def _no_leavings(folder: str, names: list[str]) -> list[str]:
-    """Name what Python and tools leave behind in a package, and what is no file of it."""
-    return [n for n in names if n == "__pycache__" or n.startswith(".") or n.endswith((".pyc", ".so"))]
+    """Name what is no file of the package: what tools leave behind, and what somebody put beside it."""
+    return [
+        name
+        for name in names
+        if name == "__pycache__"
+        or name.startswith(".")
+        or not ((Path(folder) / name).is_dir() or Path(name).suffix in _SUFFIXES)
+    ]
 
 
 def _pins() -> list[str]:
@@ -113,7 +121,24 @@ def _pins() -> list[str]:
     found: dict[str, str] = {}
     _collect("medqa", frozenset({"serve"}), found, set())
     del found["medqa"]
+    _leave_to_the_hub(found)
     return [f"{name}=={version}" for name, version in sorted(found.items())]
+
+
+def _leave_to_the_hub(found: dict[str, str]) -> None:
+    """Drop pins that would clash: the Hub installs gradio[oauth,mcp] in the same call as these."""
+    from packaging.requirements import Requirement
+
+    for line in importlib.metadata.requires("gradio") or ():
+        one = Requirement(line)
+        name = re.sub(r"[-_.]+", "-", one.name).lower()
+        asked = one.marker and any(one.marker.evaluate({"extra": extra}) for extra in ("oauth", "mcp"))
+        if not asked or name not in found or one.specifier.contains(found[name], prereleases=True):
+            continue
+        del found[name]
+        for needed in map(Requirement, importlib.metadata.requires(name) or ()):
+            if any(spec.operator == "==" for spec in needed.specifier):  # goes with one version of it
+                found.pop(re.sub(r"[-_.]+", "-", needed.name).lower(), None)
 
 
 def _collect(
