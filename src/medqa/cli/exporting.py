@@ -80,7 +80,7 @@ _CALIBRATION = {
     "none": "none: confidence is the model's own",
     "valid": "holds for the export too",
     "refitted": "fitted anew to the export: run/calibration.json",
-    "drifted": "does NOT hold for this export, and there are too few held-back questions to fit it anew",
+    "drifted": "left out: it does NOT hold for this export; too few questions to fit it anew",
 }
 
 

@@ -32,6 +32,7 @@ from medqa.publish.llama import QUANTIZED, LlamaEngine, quantize
 from medqa.publish.merge import Precision, merge, precisions_to_try, write_merged
 from medqa.publish.modelfile import modelfile
 from medqa.publish.parity import HeldOut, Parity, compare, find_held_out, is_valid
+from medqa.publish.scrub import scrub
 from medqa.records import Prediction
 from medqa.runs import RunFolder, provenance
 from medqa.trust.fitting import MIN_ROWS
@@ -137,6 +138,8 @@ def export(
         raise ConfigError(f"--quantize {quantization!r} is unknown", f"one of {known}")
     if out.exists() and not (out / _MARK).is_file():
         raise RunError(f"{out} is there already, and is no earlier export", "--out gives another name")
+    if RunFolder.open(path).path.resolve().is_relative_to(out.resolve()):
+        raise RunError(f"{out} holds the run itself, which would be replaced", "--out gives another place")
     tuned = _load(path, trust_remote_code)
     held_out = find_held_out(tuned.run, num_questions)
     log.info("Asking the tuned model %d questions, %s", len(held_out.examples), held_out.source)
@@ -273,14 +276,19 @@ def _calibration(work: _Work, engine: Engine, parity: Parity, run: Path) -> str:
         return "valid"
     data = work.held_out.data
     if data is None or len(data.calibration) < MIN_ROWS:
-        log.warning("The calibration does not hold for this export, and too few questions to fit it anew")
+        log.warning(
+            "The calibration does not hold for this export, and is left out: too few questions to refit it"
+        )
+        (run / FILE_NAME).unlink(missing_ok=True)
         return "drifted"
     config = work.run.config
     num_rows = min(len(data.calibration), NUM_ROWS_ON_CPU)
     fit, choose = held_back(work.run, data, num_rows)
-    wanted: list[NumOrders] = sorted({1, config.serve.orders})
+    wanted: list[NumOrders] = sorted({1, config.serve.orders, *work.shipped.by_orders})
     log.info("The calibration does not hold for this export: fitting it anew to %d questions", len(fit))
-    record = {"data": record_of(data, fit, choose), "export": parity.kind, **provenance()}
+    record = scrub(
+        {"data": record_of(data, fit, choose), "export": parity.kind, **provenance(), "command": ""}
+    )
     by_orders = fit_by_orders(engine, fit, choose, wanted)
     items = make_items(engine.renderer, [canary.example for canary in work.shipped.canaries], "medqa")
     canaries = tuple(

@@ -26,13 +26,13 @@ _SHARD_SIZE = "4GB"
 def precisions_to_try(tuned: TunedModel) -> tuple[Precision, ...]:
     """Name the precisions that a merged model may be kept in, the first choice first.
 
-    That is the one of the base model's own files, then those that round less: bf16 has 8 significant bits,
-    fp16 has 11, and an adapter's update may be smaller than the former's rounding.
+    That is the one of the base model's own files, then fp32: bf16 has 8 significant bits, and an adapter's update
+    may be smaller than their rounding. fp16 rounds less, but a model that was trained in bf16 may overflow in it.
     """
     config = read_json(tuned.base.path / "config.json")
     dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     if dtype == "bfloat16":
-        return ("bf16", "fp16", "fp32")
+        return ("bf16", "fp32")
     return ("fp16", "fp32") if dtype == "float16" else ("fp32",)
 
 

@@ -239,4 +239,6 @@ def _drift(
 def is_valid(parity: Parity) -> bool:
     """Say whether the shipped calibration holds for the export too; there must be one."""
     drift = parity.drift
-    return drift is not None and abs(drift["confidence"]) <= _MAX_DRIFT and drift["coverage"] >= -_MAX_DRIFT
+    return (
+        drift is not None and abs(drift["confidence"]) <= _MAX_DRIFT and abs(drift["coverage"]) <= _MAX_DRIFT
+    )
