@@ -11,9 +11,9 @@ Of an adapter, OUT is the flat run itself.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -22,14 +22,13 @@ from medqa.evaluate.calibrate import NUM_ROWS_ON_CPU, fit_by_orders, held_back, 
 from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.score import make_items
 from medqa.files import file_sha256, write_folder, write_json, write_text
-from medqa.hardware.device import choose_device
-from medqa.model.load import find_base, load_model
+from medqa.model.load import load_model
 from medqa.model.lora import load_adapter
-from medqa.model.tuned import TunedModel, load_tuned
+from medqa.model.tuned import TunedModel
 from medqa.publish.folder import copy_run
 from medqa.publish.gguf import WRITTEN, write_gguf
 from medqa.publish.llama import QUANTIZED, LlamaEngine, quantize
-from medqa.publish.merge import Precision, merge, precisions_to_try, write_merged
+from medqa.publish.merge import Precision, load_to_merge, merge, precisions_to_try, write_merged
 from medqa.publish.modelfile import modelfile
 from medqa.publish.parity import HeldOut, Parity, compare, find_held_out, is_valid
 from medqa.publish.scrub import scrub
@@ -140,7 +139,7 @@ def export(
         raise RunError(f"{out} is there already, and is no earlier export", "--out gives another name")
     if RunFolder.open(path).path.resolve().is_relative_to(out.resolve()):
         raise RunError(f"{out} holds the run itself, which would be replaced", "--out gives another place")
-    tuned = _load(path, trust_remote_code)
+    tuned = load_to_merge(path, trust_remote_code)
     held_out = find_held_out(tuned.run, num_questions)
     log.info("Asking the tuned model %d questions, %s", len(held_out.examples), held_out.source)
     reference = LocalEngine(tuned).score(make_items(tuned.renderer, held_out.examples, "medqa"))
@@ -153,19 +152,6 @@ def export(
         if to == "merged":
             return _finish(work, folder, *_merged(work, folder, precision))
         return _finish(work, folder, *_gguf(work, folder, quantization))
-
-
-def _load(path: Path, trust_remote_code: str | None) -> TunedModel:
-    """Load a tuned model in fp32, on the accelerator if it has room for that."""
-    config = RunFolder.open(path).config.model
-    device = choose_device(config)
-    base = find_base(config.model_copy(update={"trust_remote_code": trust_remote_code}))
-    free, needed = device.free_memory_gib(), 1.2 * 4 * base.num_parameters / 2**30
-    changes = {"dtype": "fp32"}
-    if not device.is_cpu and free is not None and free < needed:
-        log.warning("%s has %.1f GiB free, fp32 takes %.1f: exporting on the CPU", device.name, free, needed)
-        changes["device"] = "cpu"
-    return load_tuned(path, trust_remote_code, **changes)
 
 
 def _adapter(work: _Work, folder: Path) -> tuple[Engine, Parity]:
@@ -284,11 +270,10 @@ def _calibration(work: _Work, engine: Engine, parity: Parity, run: Path) -> str:
     config = work.run.config
     num_rows = min(len(data.calibration), NUM_ROWS_ON_CPU)
     fit, choose = held_back(work.run, data, num_rows)
-    wanted: list[NumOrders] = sorted({1, config.serve.orders, *work.shipped.by_orders})
+    shipped = cast("Collection[NumOrders]", work.shipped.by_orders)
+    wanted: list[NumOrders] = sorted({1, config.serve.orders, *shipped})
     log.info("The calibration does not hold for this export: fitting it anew to %d questions", len(fit))
-    record = scrub(
-        {"data": record_of(data, fit, choose), "export": parity.kind, **provenance(), "command": ""}
-    )
+    record = {"data": record_of(data, fit, choose), "export": parity.kind, **provenance(), "command": ""}
     by_orders = fit_by_orders(engine, fit, choose, wanted)
     items = make_items(engine.renderer, [canary.example for canary in work.shipped.canaries], "medqa")
     canaries = tuple(
@@ -297,7 +282,7 @@ def _calibration(work: _Work, engine: Engine, parity: Parity, run: Path) -> str:
         if found.status == "scored"
     )
     (run / FILE_NAME).unlink(missing_ok=True)  # may share its content with the run's own
-    CalibrationFile(work.shipped.identity, by_orders, record, canaries).write(run)
+    CalibrationFile(work.shipped.identity, by_orders, scrub(record), canaries).write(run)
     return "refitted"
 
 

@@ -5,6 +5,7 @@ how a merged model comes to answer unlike the one that was tuned.
 """
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,10 +13,15 @@ import torch
 
 from medqa.errors import ModelError, PublishError
 from medqa.files import read_json
+from medqa.hardware.device import choose_device
+from medqa.model.load import find_base
 from medqa.model.quiet import no_library_bars
-from medqa.model.tuned import TunedModel
+from medqa.model.tuned import TunedModel, load_tuned
+from medqa.runs import RunFolder
 
-__all__ = ["Precision", "merge", "precisions_to_try", "write_merged"]
+__all__ = ["Precision", "load_to_merge", "merge", "precisions_to_try", "write_merged"]
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -23,11 +29,24 @@ _DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16
 _SHARD_SIZE = "4GB"
 
 
+def load_to_merge(path: Path, trust_remote_code: str | None) -> TunedModel:
+    """Load a tuned model in fp32, on the accelerator if it has room for that."""
+    config = RunFolder.open(path).config.model
+    device = choose_device(config)
+    base = find_base(config.model_copy(update={"trust_remote_code": trust_remote_code}))
+    free, needed = device.free_memory_gib(), 1.2 * 4 * base.num_parameters / 2**30
+    changes = {"dtype": "fp32"}
+    if not device.is_cpu and free is not None and free < needed:
+        log.warning("%s has %.1f GiB free, fp32 takes %.1f: exporting on the CPU", device.name, free, needed)
+        changes["device"] = "cpu"
+    return load_tuned(path, trust_remote_code, **changes)
+
+
 def precisions_to_try(tuned: TunedModel) -> tuple[Precision, ...]:
     """Name the precisions that a merged model may be kept in, the first choice first.
 
-    That is the one of the base model's own files, then fp32: bf16 has 8 significant bits, and an adapter's update
-    may be smaller than their rounding. fp16 rounds less, but a model that was trained in bf16 may overflow in it.
+    That is the one of the base model's own files, then fp32: bf16 has 8 significant bits, and an adapter's
+    update may be smaller than their rounding. fp16 rounds less, and may overflow in such models.
     """
     config = read_json(tuned.base.path / "config.json")
     dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
