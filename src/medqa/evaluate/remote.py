@@ -155,15 +155,7 @@ class RemoteEngine:
             )
         scored = iter(found)
         return [
-            Prediction(
-                id=item.example.id,
-                subject=item.example.subject,
-                num_options=len(item.example.options),
-                answer=item.example.answer,
-                status="scored" if fit else "too_long",
-                log_likelihoods=next(scored)[0] if fit else (),
-            )
-            for item, fit in zip(items, fits, strict=True)
+            item.predicted(next(scored)[0] if fit else None) for item, fit in zip(items, fits, strict=True)
         ]
 
     def write(

@@ -48,6 +48,17 @@ class Item:
     prefix: list[int]
     letters: list[list[int]]
 
+    def predicted(self, log_likelihoods: tuple[float, ...] | None) -> Prediction:
+        """Make the prediction of it; None says that it was too long for the model."""
+        return Prediction(
+            id=self.example.id,
+            subject=self.example.subject,
+            num_options=len(self.example.options),
+            answer=self.example.answer,
+            status="too_long" if log_likelihoods is None else "scored",
+            log_likelihoods=log_likelihoods or (),
+        )
+
 
 def make_items(renderer: PromptRenderer, examples: Sequence[Example], prompt: PromptKind) -> list[Item]:
     """Render and tokenise questions under our own prompt or lm-eval's."""
@@ -122,17 +133,7 @@ def score_items(
             task.advance(len(batch))
     if task:
         task.advance(len(items) - len(fitting))
-    return [
-        Prediction(
-            id=item.example.id,
-            subject=item.example.subject,
-            num_options=len(item.example.options),
-            answer=item.example.answer,
-            status="scored" if number in scored else "too_long",
-            log_likelihoods=scored.get(number, ()),
-        )
-        for number, item in enumerate(items)
-    ]
+    return [item.predicted(scored.get(number)) for number, item in enumerate(items)]
 
 
 def choose_decoder(

@@ -164,17 +164,8 @@ class LlamaEngine:
         predictions = []
         for item in items:
             length = len(item.prefix) + max(map(len, item.letters))
-            scored = length <= self.max_length_tokens
-            predictions.append(
-                Prediction(
-                    id=item.example.id,
-                    subject=item.example.subject,
-                    num_options=len(item.example.options),
-                    answer=item.example.answer,
-                    status="scored" if scored else "too_long",
-                    log_likelihoods=self._letters(item, length) if scored else (),
-                )
-            )
+            fits = length <= self.max_length_tokens
+            predictions.append(item.predicted(self._letters(item, length) if fits else None))
             if task:
                 task.advance(1)
         return predictions

@@ -174,7 +174,6 @@ class _Sending:
             name
             for name in there - files.keys()
             if any(fnmatch.fnmatchcase(name, one) for one in _OWN[self._kind])
-            and (self._kind == "space" or "/" not in name)
         )
         if gone:
             self._say(f"No longer part of {self.repo}, and taken away: {', '.join(gone)}")
