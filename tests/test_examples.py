@@ -43,7 +43,7 @@ def test_the_notebook_runs(built_in_home, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="comes with make test-all")
     import nbformat
 
-    notebook = nbformat.from_dict(NOTEBOOK)
+    notebook = nbformat.read(EXAMPLES / "own_model.ipynb", as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()

@@ -4,7 +4,7 @@ Weights, attention and caches are in fp32 there as here, so that what differs is
 """
 
 import pytest
-from llama_cpp import serving, write_gguf
+from llama_server import serving, write_gguf
 
 from medqa.config import SourceConfig
 from medqa.data.places import STARTER

@@ -1,6 +1,6 @@
 """A real model server for the tests: llama.cpp's own, as xllamacpp builds it, in a process of its own.
 
-Run as a program, it serves one GGUF file until it is ended: `python llama_cpp.py SETTINGS_AS_JSON`.
+Run as a program, it serves one GGUF file until it is ended: `python llama_server.py SETTINGS_AS_JSON`.
 """
 
 import contextlib
