@@ -51,11 +51,11 @@ def export(kind, tuned, folder):
     if kind == "w8":
         return LocalEngine(dataclasses.replace(tuned, model=round_weights(tuned.model)))
     if kind in MERGED:
-        write_merged(tuned.model, tuned, folder, kind)
+        write_merged(copy.deepcopy(tuned.model), tuned.renderer, folder, kind)
         base = dataclasses.replace(tuned.base, path=folder)
         return LocalEngine(dataclasses.replace(tuned, model=load_model(base, tuned.device)))
     with tempfile.TemporaryDirectory() as merged:
-        write_merged(tuned.model, tuned, Path(merged), "fp32")
+        write_merged(copy.deepcopy(tuned.model), tuned.renderer, Path(merged), "fp32")
         first = kind if kind in WRITTEN else "f32"
         write_gguf(Path(merged), folder / f"{first}.gguf", first, stop_token_id=tuned.renderer.stop_ids[0])
     if first != kind:
@@ -85,9 +85,8 @@ def main():
         try:
             engine = export(kind, tuned, folder)
             written = time.monotonic() - start
-            parity = compare(
-                kind if kind not in MERGED else "merged", reference, engine, held_out, calibration
-            )
+            named = kind if kind not in MERGED else "merged"
+            parity = compare(named, tuned.renderer, reference, engine, held_out, calibration)
             row = {
                 "kind": kind,
                 **parity.to_json(),

@@ -57,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name; it gets its own name only once the block ends well."""
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    aside = beside.with_suffix(".old")
     beside.mkdir(parents=True)
     try:
         yield beside
@@ -66,10 +66,17 @@ def write_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as f:
                     os.fsync(f.fileno())
         if path.exists():
-            shutil.rmtree(path)
-        beside.replace(path)
+            # Aside first: a folder that can't be deleted whole would be lost by halves.
+            path.replace(aside)
+        try:
+            beside.replace(path)
+        except BaseException:
+            if aside.exists():
+                aside.replace(path)
+            raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -156,6 +156,15 @@ class PromptRenderer:
         before, _, after = text.partition(_SENTINEL)
         return before, after + "Answer:"
 
+    def next_turn(self) -> str:
+        """Return what stands between an answer and the next question of a conversation."""
+        if self.style != "plain":
+            turns = [*self._messages("question"), {"role": "assistant", "content": _SENTINEL}]
+            turns.append({"role": "user", "content": "next-question"})
+            between = self._template(turns, prompt=False).partition(_SENTINEL)[2]
+            return between.partition("next-question")[0]
+        return str(self.tokenizer.decode(self.stop_ids)) + "\n\n"
+
     def _encode(self, text: str) -> list[int]:
         return self.encode_all([text])[0]
 

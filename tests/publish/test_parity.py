@@ -59,7 +59,7 @@ HELD_OUT = HeldOut(EXAMPLES, "held back from training", None)
 
 
 def test_the_same_answers_are_the_same(renderer, calibration):
-    parity = compare("merged", predictions(), Fake(renderer, predictions()), HELD_OUT, calibration)
+    parity = compare("merged", renderer, predictions(), Fake(renderer, predictions()), HELD_OUT, calibration)
     assert (parity.num_same, parity.num_questions, parity.max_change, parity.others) == (100, 100, 0, ())
     assert parity.drift == {"confidence": 0, "coverage": 0}
     assert is_valid(parity)
@@ -68,7 +68,9 @@ def test_the_same_answers_are_the_same(renderer, calibration):
 
 
 def test_another_letter_is_named_and_refused(renderer):
-    parity = compare("merged", predictions(), Fake(renderer, predictions(swapped={7})), HELD_OUT, None)
+    parity = compare(
+        "merged", renderer, predictions(), Fake(renderer, predictions(swapped={7})), HELD_OUT, None
+    )
     assert parity.num_same == 99
     assert [one["id"] for one in parity.others] == [EXAMPLES[7].id]
     # softmax of (-0.5, -3, -3, -3): the two letters change places
@@ -82,7 +84,7 @@ def test_another_letter_is_named_and_refused(renderer):
 @pytest.mark.parametrize(("kind", "num_swapped", "passes"), [("q8_0", 1, True), ("q8_0", 2, False)])
 def test_eight_bits_keep_99_of_100_letters(renderer, kind, num_swapped, passes):
     found = predictions(swapped=range(num_swapped))
-    parity = compare(kind, predictions(), Fake(renderer, found), HELD_OUT, None)
+    parity = compare(kind, renderer, predictions(), Fake(renderer, found), HELD_OUT, None)
     if passes:
         parity.require("-")
     else:
@@ -92,7 +94,7 @@ def test_eight_bits_keep_99_of_100_letters(renderer, kind, num_swapped, passes):
 
 def test_four_bits_are_reported_and_bound_to_nothing(renderer):
     found = predictions(swapped=range(50))
-    parity = compare("q4_k_m", predictions(), Fake(renderer, found), HELD_OUT, None)
+    parity = compare("q4_k_m", renderer, predictions(), Fake(renderer, found), HELD_OUT, None)
     parity.require("-")
     assert parity.to_json()["bound"] is None
     assert parity.to_json()["share_same"] == 0.5
@@ -100,7 +102,9 @@ def test_four_bits_are_reported_and_bound_to_nothing(renderer):
 
 
 def test_an_export_that_is_surer_needs_another_calibration(renderer, calibration):
-    parity = compare("q4_k_m", predictions(), Fake(renderer, predictions(3.0)), HELD_OUT, calibration)
+    parity = compare(
+        "q4_k_m", renderer, predictions(), Fake(renderer, predictions(3.0)), HELD_OUT, calibration
+    )
     assert parity.num_same == 100
     assert parity.drift["confidence"] > 0.02
     assert not is_valid(parity)
@@ -108,11 +112,11 @@ def test_an_export_that_is_surer_needs_another_calibration(renderer, calibration
 
 def test_questions_that_one_of_them_cannot_take_are_left_out(renderer):
     found = predictions(too_long={1, 2})
-    parity = compare("merged", predictions(too_long={3}), Fake(renderer, found), HELD_OUT, None)
+    parity = compare("merged", renderer, predictions(too_long={3}), Fake(renderer, found), HELD_OUT, None)
     assert parity.num_questions == 97
     everything = predictions(too_long=range(100))
     with pytest.raises(PublishError, match="no question that both"):
-        compare("merged", everything, Fake(renderer, everything), HELD_OUT, None)
+        compare("merged", renderer, everything, Fake(renderer, everything), HELD_OUT, None)
 
 
 def test_a_tokenizer_that_cuts_otherwise_is_refused(renderer):
@@ -122,10 +126,10 @@ def test_a_tokenizer_that_cuts_otherwise_is_refused(renderer):
 
     engine = Cutting(renderer, predictions())
     engine.cut = 0
-    parity = compare("f32", predictions(), engine, HELD_OUT, None)
+    parity = compare("f32", renderer, predictions(), engine, HELD_OUT, None)
     assert parity.num_tokenised_alike == 100
     engine.cut = 1
-    parity = compare("f32", predictions(), engine, HELD_OUT, None)
+    parity = compare("f32", renderer, predictions(), engine, HELD_OUT, None)
     with pytest.raises(PublishError, match="cuts 100 of 100 prompts into other tokens"):
         parity.require("-")
 

@@ -25,7 +25,7 @@ def export(
         typer.Option(help="Of a merged model; auto: the base model's, or wider where that changes a letter."),
     ] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder to make; exports/RUN-KIND if not given.")] = None,
-    questions: Annotated[int, typer.Option(min=1, help="Held-back questions to compare by.")] = 200,
+    questions: Annotated[int, typer.Option(min=20, help="Held-back questions to compare by.")] = 200,
     base: Annotated[
         str | None,
         typer.Option(metavar="ORG/NAME", help="The base model on the Hub, if it was a local folder."),
@@ -52,7 +52,7 @@ def export(
     from medqa.publish.export import export as export_run
 
     set_up_logging()  # what was imported may have changed it
-    path = out or Path("exports") / f"{folder.name.replace('/', '--')}-{quantize or to}"
+    path = out or Path("exports") / f"{folder.name.replace('/', '--')}-{(quantize or to).lower()}"
     made = export_run(
         run,
         to,
@@ -87,6 +87,6 @@ _CALIBRATION = {
 def _next(kind: str, path: Path) -> str:
     if kind == "adapter":
         return f"medqa ask {path}"
-    if kind == "merged":
+    if kind.startswith("merged"):
         return f"vllm serve {path}, then medqa serve {path}/run --engine openai:http://localhost:8000/v1"
     return f"ollama create NAME -f {path}/Modelfile, or llama-server -m {path}/model-{kind}.gguf"

@@ -11,32 +11,35 @@ Of an adapter, OUT is the flat run itself.
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Collection, Iterator
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
 from medqa.errors import ConfigError, RunError
-from medqa.evaluate.calibrate import NUM_ROWS_ON_CPU, fit_by_orders, held_back, load_calibration, record_of
+from medqa.evaluate.calibrate import load_calibration
 from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.score import make_items
-from medqa.files import file_sha256, write_folder, write_json, write_text
-from medqa.model.load import load_model
+from medqa.files import file_sha256, read_json, write_folder, write_json, write_text
+from medqa.hardware.device import Device
+from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.model.lora import load_adapter
 from medqa.model.tuned import TunedModel
-from medqa.publish.folder import copy_run
-from medqa.publish.gguf import WRITTEN, write_gguf
+from medqa.prompts import PromptRenderer
+from medqa.publish.folder import base_on_hub, copy_run
+from medqa.publish.gguf import WRITTEN, refuse_unwritable, write_gguf
 from medqa.publish.llama import QUANTIZED, LlamaEngine, quantize
+from medqa.publish.llama_library import llama_library
 from medqa.publish.merge import Precision, load_to_merge, merge, precisions_to_try, write_merged
 from medqa.publish.modelfile import modelfile
-from medqa.publish.parity import HeldOut, Parity, compare, find_held_out, is_valid
-from medqa.publish.scrub import scrub
+from medqa.publish.parity import HeldOut, Parity, compare, find_held_out
+from medqa.publish.recalibrate import recalibrate
 from medqa.records import Prediction
 from medqa.runs import RunFolder, provenance
-from medqa.trust.fitting import MIN_ROWS
-from medqa.trust.permutation import NumOrders
-from medqa.trust.store import FILE_NAME, CalibrationFile
+from medqa.trust.store import CalibrationFile
 
 __all__ = ["Exported", "Target", "export"]
 
@@ -45,7 +48,10 @@ log = logging.getLogger(__name__)
 Target = Literal["adapter", "merged", "gguf"]
 
 _MARK = "parity.json"
+_KINDS = tuple(dict.fromkeys([*WRITTEN, *QUANTIZED]))
 _USUAL_GGUF = ("q8_0", "f16")
+_NUM_BEFORE_QUANTISING = 20
+_FEW = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,25 +83,38 @@ class Exported:
         }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Work:
     """What the ways to export share."""
 
-    tuned: TunedModel
+    path: Path
+    trust_remote_code: str | None
+    run: RunFolder
+    base: BaseFiles
+    renderer: PromptRenderer
+    device: Device
     held_out: HeldOut
     reference: list[Prediction]
     shipped: CalibrationFile | None
     out: Path
-    base: str | None
 
-    @property
-    def run(self) -> RunFolder:
-        return self.tuned.run
+    def merge(self) -> Any:
+        """Load and merge anew: a model that is kept for a second try would be in memory beside the export."""
+        log.info("Merging in fp32")
+        return merge(load_to_merge(self.path, self.trust_remote_code))
 
-    def compare(self, kind: str, engine: Engine) -> Parity:
+    def load(self, base: BaseFiles, adapter: Path | None, renderer: PromptRenderer) -> LocalEngine:
+        """Load what was written."""
+        model = load_model(base, self.device)
+        if adapter is not None:
+            model = load_adapter(model, adapter, self.device)
+        return LocalEngine(TunedModel(self.run, base, self.device, renderer, model))
+
+    def compare(self, kind: str, engine: Engine, num_questions: int | None = None) -> Parity:
         log.info("Asking the export the same")
         calibration = self.shipped.for_orders(1) if self.shipped else None
-        return compare(kind, self.reference, engine, self.held_out, calibration)
+        held_out = dataclasses.replace(self.held_out, examples=self.held_out.examples[:num_questions])
+        return compare(kind, self.renderer, self.reference[:num_questions], engine, held_out, calibration)
 
 
 def export(
@@ -116,7 +135,8 @@ def export(
     Args:
         path: Run folder.
         to: What to make.
-        out: Folder to make; an earlier export there is replaced once the new one is whole and sound.
+        out: Folder to make; an earlier export of the same run there is replaced once the new one is whole and
+            sound.
         quantization: Of a GGUF: f32, f16, bf16, q8_0, or one that llama.cpp makes, such as q4_k_m; if not
             given, q8_0, or f16 where that changes too many letters.
         precision: Of a merged model; if not given, that of the base model's own files, or else the next that
@@ -126,60 +146,98 @@ def export(
         trust_remote_code: Name of the base model, if its own code may run.
 
     Raises:
-        PublishError: If the export is not the tuned model, within `parity.BOUNDS`. Nothing is left then.
+        PublishError: If the export is not the tuned model, within `parity.BOUNDS`, or the adapter would be of
+            no use elsewhere. Nothing is left then.
         MedQAError: Of the kind that says what else is wrong.
     """
     for option, value, target in (("quantize", quantization, "gguf"), ("dtype", precision, "merged")):
         if value is not None and to != target:
             raise ConfigError(f"--{option} {value} is for --to {target}, not for --to {to}", "leave it out")
-    if quantization is not None and quantization not in {*WRITTEN, *QUANTIZED}:
-        known = ", ".join([*WRITTEN, *QUANTIZED])
-        raise ConfigError(f"--quantize {quantization!r} is unknown", f"one of {known}")
-    if out.exists() and not (out / _MARK).is_file():
-        raise RunError(f"{out} is there already, and is no earlier export", "--out gives another name")
-    if RunFolder.open(path).path.resolve().is_relative_to(out.resolve()):
-        raise RunError(f"{out} holds the run itself, which would be replaced", "--out gives another place")
+    quantization = quantization and quantization.lower()
+    if quantization is not None and quantization not in _KINDS:
+        raise ConfigError(f"--quantize {quantization!r} is unknown", f"one of {', '.join(_KINDS)}")
+    run = RunFolder.open(path)
+    out = _free_place(out, run)
+    if to == "adapter":
+        base_on_hub(run, base)  # or nobody could load it
+    if to == "gguf":
+        llama_library()
+        refuse_unwritable(find_base(run.config.model).path)
     tuned = load_to_merge(path, trust_remote_code)
-    held_out = find_held_out(tuned.run, num_questions)
+    shipped = load_calibration(run, tuned.renderer)
+    held_out = find_held_out(run, num_questions)
     log.info("Asking the tuned model %d questions, %s", len(held_out.examples), held_out.source)
     reference = LocalEngine(tuned).score(make_items(tuned.renderer, held_out.examples, "medqa"))
-    work = _Work(tuned, held_out, reference, load_calibration(tuned.run, tuned.renderer), out, base)
+    work = _Work(
+        path,
+        trust_remote_code,
+        run,
+        tuned.base,
+        tuned.renderer,
+        tuned.device,
+        held_out,
+        reference,
+        shipped,
+        out,
+    )
+    del tuned  # one model in memory at a time
     with write_folder(out) as folder:
         if to == "adapter":
-            return _finish(work, folder, *_adapter(work, folder))
-        log.info("Merging in fp32")
-        work.tuned = dataclasses.replace(tuned, model=merge(tuned))
-        if to == "merged":
-            return _finish(work, folder, *_merged(work, folder, precision))
-        return _finish(work, folder, *_gguf(work, folder, quantization))
+            copy_run(run, folder, base=base)
+            engine: Engine = work.load(work.base, folder, work.renderer)
+            parity = work.compare("adapter", engine)
+            parity.require("the disk may be faulty; export again")
+        else:
+            copy_run(run, folder / "run", base=base)
+            engine, parity = (
+                _merged(work, folder, precision) if to == "merged" else _gguf(work, folder, quantization)
+            )
+        calibration = recalibrate(
+            run, shipped, held_out, engine, parity, folder if to == "adapter" else folder / "run"
+        )
+        write_json(folder / _MARK, _record(work, folder, parity, calibration))
+        engine.close()
+        files = _list(folder)
+    return Exported(out, parity.kind, parity, calibration, files)
 
 
-def _adapter(work: _Work, folder: Path) -> tuple[Engine, Parity]:
-    copy_run(work.run, folder, base=work.base)
-    tuned = work.tuned
-    # Loaded anew from its copy, on the base as it came.
-    model = load_adapter(load_model(tuned.base, tuned.device), folder, tuned.device)
-    again = LocalEngine(dataclasses.replace(tuned, model=model))
-    parity = work.compare("adapter", again)
-    parity.require("the disk may be faulty; export again")
-    return again, parity
+def _free_place(out: Path, run: RunFolder) -> Path:
+    """Return the folder to make, without links; refuse one that holds anything but this run's export."""
+    hint = "--out gives another place"
+    out = out.resolve()
+    if run.path.resolve().is_relative_to(out):
+        raise RunError(f"{out} holds the run itself, which would be replaced", hint)
+    above = next(parent for parent in out.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise RunError(f"{out} can't be made: {above} is {'not yours' if above.is_dir() else 'a file'}", hint)
+    if out.exists():
+        if not (out / _MARK).is_file():
+            raise RunError(f"{out} is there already, and is no earlier export", hint)
+        if read_json(out / _MARK).get("adapter_sha256") != run.record["adapter_sha256"]:
+            raise RunError(f"{out} is the export of another run", hint)
+    return out
 
 
 def _merged(work: _Work, folder: Path, wanted: Precision | None) -> tuple[Engine, Parity]:
     """Write the first precision that keeps every letter, or the one that is wanted."""
-    precisions = (wanted,) if wanted else precisions_to_try(work.tuned)
+    precisions = (wanted,) if wanted else precisions_to_try(work.base)
     for precision in precisions:
-        for file in folder.iterdir():
-            file.unlink()
-        write_merged(work.tuned.model, work.tuned, folder, precision)
-        # Loaded from its folder, as anybody would.
-        base = dataclasses.replace(work.tuned.base, path=folder)
-        engine = LocalEngine(dataclasses.replace(work.tuned, model=load_model(base, work.tuned.device)))
-        parity = work.compare("merged", engine)
-        if parity.keeps_letters or precision == precisions[-1]:
+        _clear(folder)
+        write_merged(work.merge(), work.renderer, folder, precision)
+        # Loaded from its folder, tokenizer and all, as anybody would.
+        base = dataclasses.replace(work.base, path=folder)
+        engine = work.load(base, None, load_renderer(base, frozen=work.renderer.record()))
+        parity = work.compare("merged" if precision != "fp32" else "merged fp32", engine)
+        if parity.is_kept or precision == precisions[-1]:
             break
         log.warning("Rounded to %s, %s: rounding less", precision, parity)
+        engine.close()
     parity.require("--dtype fp32 rounds nothing" if precision != "fp32" else "update transformers and peft")
+    if load_renderer(base).sha256 != work.renderer.sha256:
+        log.warning(
+            "The chat template now gives another prompt than in training, as of one with today's date: "
+            "`medqa serve --engine` sends the one of training, other clients send the new one"
+        )
     log.info("Kept in %s", precision)
     return engine, parity
 
@@ -189,101 +247,67 @@ def _gguf(work: _Work, folder: Path, wanted: str | None) -> tuple[Engine, Parity
     kinds = (wanted,) if wanted else _USUAL_GGUF
     with _merged_beside(work) as merged:
         for kind in kinds:
+            _clear(folder)
             engine = _write_gguf(work, merged, folder, kind)
             parity = work.compare(kind, engine)
-            if parity.keeps_letters or kind == kinds[-1]:
+            if parity.is_kept or kind == kinds[-1]:
                 break
             log.warning("As %s, %s: too few; quantising less", kind, parity)
             engine.close()
-            (folder / _gguf_name(kind)).unlink()
-    parity.require("--quantize f16 or f32 keeps more, --quantize q4_k_m and the like are not held to a bound")
+    parity.require("--to merged keeps every letter" if kind == "f32" else "--quantize f32 rounds nothing")
+    if parity.share_same < _FEW:
+        log.warning("As %s it answers otherwise than the tuned model: %s", kind, parity)
     return engine, parity
 
 
 def _write_gguf(work: _Work, merged: Path, folder: Path, kind: str) -> LlamaEngine:
-    renderer = work.tuned.renderer
+    limit = work.base.max_length_tokens
     written = kind if kind in WRITTEN else "f32"
-    first = folder / _gguf_name(written)
-    log.info("Writing %s", first.name)
-    write_gguf(merged, first, written, stop_token_id=renderer.stop_ids[0])
+    file = folder / f"model-{written}.gguf"
+    log.info("Writing %s", file.name)
+    write_gguf(merged, file, written, stop_token_id=work.renderer.stop_ids[0])
+    engine = LlamaEngine(file, work.renderer, max_length_tokens=limit)
     if written != kind:
+        # What is bound to nothing is made of something that is: else a fault would pass for rounding.
+        work.compare(written, engine, _NUM_BEFORE_QUANTISING).require("update medqa and llama.cpp")
+        engine.close()
         log.info("Quantising to %s", kind)
-        quantize(first, folder / _gguf_name(kind), kind, num_threads=torch.get_num_threads())
-        first.unlink()
-    limit = work.tuned.base.max_length_tokens
-    write_text(folder / "Modelfile", modelfile(renderer, _gguf_name(kind), limit))
-    return LlamaEngine(folder / _gguf_name(kind), renderer, max_length_tokens=limit)
+        quantized = folder / f"model-{kind}.gguf"
+        quantize(file, quantized, kind, num_threads=torch.get_num_threads())
+        file.unlink()
+        engine = LlamaEngine(quantized, work.renderer, max_length_tokens=limit)
+    write_text(folder / "Modelfile", modelfile(work.renderer, f"model-{kind}.gguf", limit))
+    return engine
 
 
-def _gguf_name(kind: str) -> str:
-    return f"model-{kind}.gguf"
+def _clear(folder: Path) -> None:
+    """Take an earlier try away; the run's copy stays."""
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()
 
 
 @contextlib.contextmanager
 def _merged_beside(work: _Work) -> Iterator[Path]:
     """Write the merged model in fp32 to a folder that goes away again."""
-    import tempfile
-
+    work.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work.out.parent, prefix=f".{work.out.name}-") as name:
-        write_merged(work.tuned.model, work.tuned, Path(name), "fp32")
+        write_merged(work.merge(), work.renderer, Path(name), "fp32")
         yield Path(name)
 
 
-def _finish(work: _Work, folder: Path, engine: Engine, parity: Parity) -> Exported:
-    """See to the calibration, and put the run's copy beside."""
-    run = folder
-    if parity.kind != "adapter":
-        run = folder / "run"
-        copy_run(work.run, run, base=work.base)
-    calibration = _calibration(work, engine, parity, run)
-    write_json(
-        folder / _MARK,
-        {
-            **parity.to_json(),
-            "calibration": calibration,
-            "adapter_sha256": work.run.record["adapter_sha256"],
-            "files": {
-                file.name: file_sha256(file)
-                for file in sorted(folder.glob("*"))
-                if file.suffix in (".safetensors", ".gguf")
-            },
-            "versions": provenance()["versions"],
+def _record(work: _Work, folder: Path, parity: Parity, calibration: str) -> dict[str, Any]:
+    return {
+        **parity.to_json(),
+        "calibration": calibration,
+        "adapter_sha256": work.run.record["adapter_sha256"],
+        "files": {
+            file.name: file_sha256(file)
+            for file in sorted(folder.glob("*"))
+            if file.suffix in (".safetensors", ".gguf")
         },
-    )
-    engine.close()
-    return Exported(work.out, parity.kind, parity, calibration, _list(folder))
-
-
-def _calibration(work: _Work, engine: Engine, parity: Parity, run: Path) -> str:
-    """Keep the calibration if it holds for the export, else fit it anew."""
-    if work.shipped is None:
-        return "none"
-    if is_valid(parity):
-        return "valid"
-    data = work.held_out.data
-    if data is None or len(data.calibration) < MIN_ROWS:
-        log.warning(
-            "The calibration does not hold for this export, and is left out: too few questions to refit it"
-        )
-        (run / FILE_NAME).unlink(missing_ok=True)
-        return "drifted"
-    config = work.run.config
-    num_rows = min(len(data.calibration), NUM_ROWS_ON_CPU)
-    fit, choose = held_back(work.run, data, num_rows)
-    shipped = cast("Collection[NumOrders]", work.shipped.by_orders)
-    wanted: list[NumOrders] = sorted({1, config.serve.orders, *shipped})
-    log.info("The calibration does not hold for this export: fitting it anew to %d questions", len(fit))
-    record = {"data": record_of(data, fit, choose), "export": parity.kind, **provenance(), "command": ""}
-    by_orders = fit_by_orders(engine, fit, choose, wanted)
-    items = make_items(engine.renderer, [canary.example for canary in work.shipped.canaries], "medqa")
-    canaries = tuple(
-        dataclasses.replace(canary, log_likelihoods=found.log_likelihoods)
-        for canary, found in zip(work.shipped.canaries, engine.score(items), strict=True)
-        if found.status == "scored"
-    )
-    (run / FILE_NAME).unlink(missing_ok=True)  # may share its content with the run's own
-    CalibrationFile(work.shipped.identity, by_orders, scrub(record), canaries).write(run)
-    return "refitted"
+        "versions": provenance()["versions"],
+    }
 
 
 def _list(folder: Path) -> tuple[tuple[str, int], ...]:

@@ -20,9 +20,9 @@ from safetensors import safe_open
 
 from medqa.errors import ModelError
 from medqa.files import read_json
-from medqa.publish.gguf_tokenizer import OTHER_CONVERTER, write_tokenizer
+from medqa.publish.gguf_tokenizer import OTHER_CONVERTER, refuse_unwritable_tokenizer, write_tokenizer
 
-__all__ = ["WRITTEN", "write_gguf"]
+__all__ = ["WRITTEN", "refuse_unwritable", "write_gguf"]
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,12 @@ def write_gguf(
         finally:
             writer.close()
             beside.unlink(missing_ok=True)
+
+
+def refuse_unwritable(model_folder: Path) -> None:
+    """Raise ModelError if a model can't be written so that llama.cpp computes the same; reads no weights."""
+    _architecture(read_json(model_folder / "config.json"))
+    refuse_unwritable_tokenizer(model_folder)
 
 
 def _architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:

@@ -12,7 +12,7 @@ from gguf import GGUFWriter, SpecialVocab, TokenType
 from medqa.errors import ModelError
 from medqa.files import read_json
 
-__all__ = ["OTHER_CONVERTER", "write_tokenizer"]
+__all__ = ["OTHER_CONVERTER", "refuse_unwritable_tokenizer", "write_tokenizer"]
 
 OTHER_CONVERTER = "--to merged, then llama.cpp's own convert_hf_to_gguf.py, which knows more kinds of models"
 
@@ -28,6 +28,15 @@ _KNOWN: dict[tuple[tuple[tuple[Any, ...], ...], bool], str] = {
 }
 
 
+def refuse_unwritable_tokenizer(folder: Path) -> None:
+    """Raise ModelError if llama.cpp would tokenise otherwise than the tokenizer of a model's folder."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} has no tokenizer.json", OTHER_CONVERTER)
+    tokenizer = read_json(folder / "tokenizer.json")
+    _tokens(tokenizer)
+    _pre_tokenizer(tokenizer)
+
+
 def write_tokenizer(writer: GGUFWriter, folder: Path, vocab_size: int, stop_token_id: int) -> None:
     """Add the tokenizer of a model's folder to a GGUF.
 
@@ -40,10 +49,16 @@ def write_tokenizer(writer: GGUFWriter, folder: Path, vocab_size: int, stop_toke
     Raises:
         ModelError: If llama.cpp would tokenise otherwise.
     """
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder} has no tokenizer.json", OTHER_CONVERTER)
+    refuse_unwritable_tokenizer(folder)
     tokenizer = read_json(folder / "tokenizer.json")
-    tokens, types = _tokens(tokenizer, vocab_size)
+    found = _tokens(tokenizer)
+    if max(found) >= vocab_size:
+        raise ModelError(
+            f"the tokenizer has the id {max(found)}, the model's embedding only {vocab_size} rows",
+            "give the tokenizer that belongs to the model",
+        )
+    filled = [found.get(n, (f"[PAD{n}]", TokenType.UNUSED)) for n in range(vocab_size)]
+    tokens, types = [text for text, _ in filled], [int(kind) for _, kind in filled]
     if not 0 <= stop_token_id < len(tokens):
         raise ModelError(f"the stop token {stop_token_id} is none of {len(tokens)}", "train again")
     writer.add_tokenizer_model("gpt2")
@@ -53,8 +68,8 @@ def write_tokenizer(writer: GGUFWriter, folder: Path, vocab_size: int, stop_toke
     special = SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
     # llama.cpp stops at this one; the base model's may be another, such as the end of a document.
     special.special_token_ids["eos"] = stop_token_id
-    # Said either way: without it, the name of the pre-tokenizer decides.
-    special.add_special_token.setdefault("bos", False)
+    # Training added nothing to the template's own text, which holds a first token where one is wanted.
+    special.add_special_token.update(bos=False, eos=False)
     special.add_to_gguf(writer, quiet=True)
 
 
@@ -88,8 +103,8 @@ def _steps(part: Any) -> list[tuple[Any, ...]]:
     return [(str(kind), "?")]
 
 
-def _tokens(tokenizer: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
-    """List every token with its type, by id."""
+def _tokens(tokenizer: dict[str, Any]) -> dict[int, tuple[str, TokenType]]:
+    """Give every token with its type, by id."""
     model = tokenizer.get("model", {})
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         kind = f"{model.get('type')}{', byte fallback' if model.get('byte_fallback') else ''}"
@@ -103,10 +118,4 @@ def _tokens(tokenizer: dict[str, Any], vocab_size: int) -> tuple[list[str], list
         text = added["content"]
         control = added["special"] or (text.startswith("<|") and text.endswith("|>"))
         tokens[added["id"]] = (text, TokenType.CONTROL if control else TokenType.USER_DEFINED)
-    if max(tokens) >= vocab_size:
-        raise ModelError(
-            f"the tokenizer has the id {max(tokens)}, the model's embedding only {vocab_size} rows",
-            "give the tokenizer that belongs to the model",
-        )
-    filled = [tokens.get(n, (f"[PAD{n}]", TokenType.UNUSED)) for n in range(vocab_size)]
-    return [text for text, _ in filled], [int(kind) for _, kind in filled]
+    return tokens

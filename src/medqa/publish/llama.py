@@ -144,13 +144,13 @@ class LlamaEngine:
         }
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokenise as the GGUF says: control tokens in the text count, nothing is added to it."""
+        """Tokenise as readers of the GGUF do: control tokens count, and what the file says is added."""
         data = text.encode()
         room = len(data) + 8  # a token is a byte at least
         with self._lock:
             self._require_open()
             buffer = self._library.array("int32_t", room)
-            count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, False, True)
+            count = self._llama.llama_tokenize(self._vocab, data, len(data), buffer, room, True, True)
         if count < 0:
             raise ModelError(f"llama.cpp can't tokenise {text[:80]!r} with {self.path}", "export it again")
         return [int(buffer[i]) for i in range(count)]

@@ -4,7 +4,6 @@ A merge in half precision rounds twice, and an update of a low rank is about as 
 how a merged model comes to answer unlike the one that was tuned.
 """
 
-import copy
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,10 @@ import torch
 from medqa.errors import ModelError, PublishError
 from medqa.files import read_json
 from medqa.hardware.device import choose_device
-from medqa.model.load import find_base
+from medqa.model.load import BaseFiles, find_base
 from medqa.model.quiet import no_library_bars
 from medqa.model.tuned import TunedModel, load_tuned
+from medqa.prompts import PromptRenderer
 from medqa.runs import RunFolder
 
 __all__ = ["Precision", "load_to_merge", "merge", "precisions_to_try", "write_merged"]
@@ -31,24 +31,25 @@ _SHARD_SIZE = "4GB"
 
 def load_to_merge(path: Path, trust_remote_code: str | None) -> TunedModel:
     """Load a tuned model in fp32, on the accelerator if it has room for that."""
-    config = RunFolder.open(path).config.model
+    # Wherever the run was made: a run of a GPU is exported on this machine, whatever it has.
+    config = RunFolder.open(path).config.model.model_copy(update={"device": "auto"})
     device = choose_device(config)
     base = find_base(config.model_copy(update={"trust_remote_code": trust_remote_code}))
     free, needed = device.free_memory_gib(), 1.2 * 4 * base.num_parameters / 2**30
-    changes = {"dtype": "fp32"}
+    changes = {"dtype": "fp32", "device": "auto"}
     if not device.is_cpu and free is not None and free < needed:
         log.warning("%s has %.1f GiB free, fp32 takes %.1f: exporting on the CPU", device.name, free, needed)
         changes["device"] = "cpu"
     return load_tuned(path, trust_remote_code, **changes)
 
 
-def precisions_to_try(tuned: TunedModel) -> tuple[Precision, ...]:
+def precisions_to_try(base: BaseFiles) -> tuple[Precision, ...]:
     """Name the precisions that a merged model may be kept in, the first choice first.
 
     That is the one of the base model's own files, then fp32: bf16 has 8 significant bits, and an adapter's
     update may be smaller than their rounding. fp16 rounds less, and may overflow in such models.
     """
-    config = read_json(tuned.base.path / "config.json")
+    config = read_json(base.path / "config.json")
     dtype = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
     if dtype == "bfloat16":
         return ("bf16", "fp32")
@@ -77,37 +78,32 @@ def merge(tuned: TunedModel) -> Any:
         ) from exc
 
 
-def write_merged(model: Any, tuned: TunedModel, out: Path, precision: Precision) -> None:
-    """Write a merged model as a folder that transformers, vLLM and others load.
+def write_merged(model: Any, renderer: PromptRenderer, out: Path, precision: Precision) -> None:
+    """Write a merged model as a folder that transformers, vLLM and others load. The model is used up.
 
     Args:
-        model: As `merge` returned it, and stays.
-        tuned: What it was made of: its tokenizer and chat template go along.
+        model: As `merge` returned it; its weights are cast in place, one by one, to spare memory.
+        renderer: Its prompt: tokenizer and chat template go along, and where it stops.
         out: Folder to fill.
         precision: Of the weights.
 
     Raises:
         PublishError: If a weight is too large for the precision.
     """
-    if precision != "fp32":
-        model = copy.deepcopy(model).to(_DTYPES[precision])
+    model = model.to(_DTYPES[precision])
     for name, weight in model.state_dict().items():
         if not torch.isfinite(weight).all():
             raise PublishError(f"{name} has values too large for {precision}", "--dtype fp32")
-    _write_settings(model, tuned)
-    with no_library_bars():
-        model.save_pretrained(str(out), max_shard_size=_SHARD_SIZE)
-    tuned.renderer.tokenizer.save_pretrained(str(out))
-
-
-def _write_settings(model: Any, tuned: TunedModel) -> None:
-    """Say in the model's own settings how it answers: greedily, and where it stops."""
+    # How it answers: greedily, and where it stops.
     model.config.name_or_path = ""  # a folder of this machine
-    stops = tuned.renderer.stop_ids
+    stops = renderer.stop_ids
     model.config.eos_token_id = stops[0] if len(stops) == 1 else stops
     model.generation_config = type(model.generation_config)(
         do_sample=False,
         eos_token_id=model.config.eos_token_id,
-        pad_token_id=tuned.renderer.tokenizer.pad_token_id,
+        pad_token_id=renderer.tokenizer.pad_token_id,
         bos_token_id=model.config.bos_token_id,
     )
+    with no_library_bars():
+        model.save_pretrained(str(out), max_shard_size=_SHARD_SIZE)
+    renderer.tokenizer.save_pretrained(str(out))

@@ -1,5 +1,8 @@
 """A Modelfile, so that Ollama asks a GGUF as the model was trained to be asked."""
 
+import itertools
+
+from medqa.errors import ModelError
 from medqa.prompts import SYSTEM, PromptRenderer
 from medqa.records import Example
 
@@ -18,12 +21,18 @@ def modelfile(renderer: PromptRenderer, gguf_name: str, num_context: int) -> str
         renderer: The prompt of the run.
         gguf_name: Name of the GGUF file beside it.
         num_context: Longest input of the model, in tokens.
+
+    Raises:
+        ModelError: If a Modelfile can't hold the prompt.
     """
     stops = [renderer.tokenizer.decode([token]) for token in renderer.stop_ids]
+    template = chat_template(renderer)
+    if '"""' in template:
+        raise ModelError('a Modelfile can\'t hold a prompt with """ in it', "--to merged")
     lines = [
         "# ollama create NAME -f Modelfile",
         f"FROM ./{gguf_name}",
-        f'TEMPLATE """{chat_template(renderer)}"""',
+        f'TEMPLATE """{template}"""',
         f'SYSTEM """{SYSTEM}"""',
         *(f'PARAMETER stop "{stop}"' for stop in stops),
         "PARAMETER temperature 0",
@@ -33,7 +42,29 @@ def modelfile(renderer: PromptRenderer, gguf_name: str, num_context: int) -> str
 
 
 def chat_template(renderer: PromptRenderer) -> str:
-    """Return the prompt around a question in Ollama's template words."""
+    """Return the prompt around a question in Ollama's template words.
+
+    Ollama fills it once for each turn, with the system's words in the first one alone, and cuts the last one
+    off before the answer. So the first turn begins as in training, a later one with the end of an answer.
+
+    Source:
+        ollama, template/template.go, `Template.Execute`, for templates without `.Messages`.
+    """
     user = f"{_QUESTION.question}\nA. a\nB. b"
     before, _, after = renderer.prefix_text(_QUESTION).partition(user)
-    return f"{before.replace(SYSTEM, '{{ .System }}')}{{{{ .Prompt }}}}{after}"
+    start, _, first = before.partition(SYSTEM)
+    later = renderer.next_turn()
+    # What both share is written once.
+    pairs = zip(reversed(first), reversed(later), strict=False)
+    size = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    shared = first[len(first) - size :]
+    first, later = first.removesuffix(shared), later.removesuffix(shared)
+    other = f"{{{{ else }}}}{_literal(later)}" if later else ""
+    return (
+        f"{{{{ if .System }}}}{_literal(start)}{{{{ .System }}}}{_literal(first)}{other}{{{{ end }}}}"
+        f"{_literal(shared)}{{{{ .Prompt }}}}{_literal(after)}{{{{ .Response }}}}"
+    )
+
+
+def _literal(text: str) -> str:
+    return text.replace("{{", '{{ "{{" }}')
