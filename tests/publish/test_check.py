@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from medqa.errors import PublishError
-from medqa.publish.check import check_folder
+from medqa.publish.check import check_folder, check_secrets
 from medqa.publish.scrub import scrub, scrub_command, scrub_text
 
 QUESTION = "Which of these vitamins is lacking in scurvy, with its bleeding gums?"
@@ -84,6 +84,23 @@ def test_places_of_this_machine_are_found_and_cut(folder, text):
     refused(folder, "run.json names a place on this machine")
     (folder / "run.json").write_text(json.dumps(scrub({"command": text, text: [text]})))
     check_folder(folder)
+
+
+def test_the_name_of_this_machine_is_found_however_it_stands(folder, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "ward7-node3")
+    (folder / "run.json").write_text('{"command": "medqa train --note=ward7-node3,gpu"}')
+    refused(folder, "names a place on this machine")
+
+
+def test_a_space_is_looked_through_for_secrets(tmp_path, monkeypatch):
+    (tmp_path / "medqa").mkdir()
+    (tmp_path / "medqa" / "a.py").write_text("# /home/docs is a path in a comment\n")
+    check_secrets(tmp_path)
+    monkeypatch.setenv("MY_API_KEY", "abcdefghij")
+    (tmp_path / "medqa" / "a.py").write_text("key = 'abcdefghij'\n")
+    with pytest.raises(PublishError, match=r"medqa/a\.py holds the value of MY_API_KEY") as error:
+        check_secrets(tmp_path)
+    assert "abcdefghij" not in str(error.value)
 
 
 def test_paths_keep_their_last_part():

@@ -16,7 +16,7 @@ from medqa.evaluate.score import make_items
 from medqa.model.tuned import load_tuned
 from medqa.prompts import SYSTEM, PromptRenderer, question_text
 from medqa.publish import export as exporting
-from medqa.publish import recalibrate
+from medqa.publish import recalibrate, subject
 from medqa.publish.export import export
 from medqa.publish.merge import merge, precisions_to_try, write_merged
 from medqa.publish.modelfile import chat_template, modelfile
@@ -180,9 +180,12 @@ def test_an_export_of_another_run_is_not_replaced(calibrated_run, tmp_path):
 
 def test_a_link_is_followed_and_a_place_that_cannot_be_is_refused_first(calibrated_run, tmp_path):
     (tmp_path / "there").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "there")
-    made = export(calibrated_run, "adapter", tmp_path / "link" / "a", num_questions=20, base=BASE)
-    assert made.path == tmp_path / "there" / "a"
+    (tmp_path / "a").symlink_to(tmp_path / "there" / "a")
+    for _ in range(2):
+        made = export(calibrated_run, "adapter", tmp_path / "a", num_questions=20, base=BASE)
+    assert made.path == tmp_path / "a"
+    assert made.path.is_symlink()
+    assert (tmp_path / "there" / "a" / "parity.json").is_file()
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="file is a file"):
         export(calibrated_run, "adapter", tmp_path / "file" / "a", base=BASE)
@@ -196,7 +199,7 @@ def test_an_adapter_nobody_could_load_is_refused(calibrated_run, tmp_path):
 
 def test_a_model_that_is_no_gguf_is_refused_before_it_is_loaded(calibrated_run, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "llama_library", lambda: None)
-    monkeypatch.setattr(exporting, "load_to_merge", None)
+    monkeypatch.setattr(subject, "load_to_merge", None)
     monkeypatch.setattr("medqa.publish.gguf._ARCHITECTURES", {})
     with pytest.raises(ModelError, match="a GGUF of the architecture"):
         export(calibrated_run, "gguf", tmp_path / "g", quantization="Q4_K_M")

@@ -57,7 +57,7 @@ def test_what_forbids_it_or_is_not_known_is_refused(id):
 def test_no_questions_licence_at_all_is_refused_and_the_hint_names_the_setting():
     with pytest.raises(PublishError) as error:
         judge(FREE, [])
-    assert "--set data.licence=" in error.value.hint
+    assert "data.licence=ID" in error.value.hint
 
 
 def test_no_derivatives_are_refused_with_the_clause():

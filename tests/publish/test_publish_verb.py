@@ -92,6 +92,46 @@ def test_a_space_beside_the_model(hub, medqa, measured_run, tmp_path):
     assert sizes == {name: len(data) for name, data in files_of(space).items()}
 
 
+def test_nothing_is_sent_if_the_space_can_t_be(hub, medqa, measured_run):
+    hub.repos["spaces", "ORG/demo"] = Repo(private=True)
+    hub.repo("ORG/demo", "spaces").put({"mine.py": b"print()"})
+    done = medqa("publish", measured_run, "--to", "ORG/tuned", "--space", "ORG/demo", "--push", *BASE)
+    assert done.code == 2
+    assert "ORG/demo holds something else" in done.err
+    assert ("models", "ORG/tuned") not in hub.repos
+
+
+def test_a_second_push_that_fails_tells_of_the_first(hub, medqa, measured_run, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.fail(100, 500, "POST /api/spaces/")
+    words = ("--to", "ORG/tuned", "--space", "ORG/demo", "--push", "--json", *BASE)
+    done = medqa("publish", measured_run, *words)
+    assert done.code == 2
+    assert [one["url"] for one in json.loads(done.out)["pushed"]] == [f"{hub.url}/ORG/tuned"]
+
+
+def test_a_public_space_of_a_private_model_is_told(hub, medqa, measured_run):
+    assert medqa("publish", measured_run, "--to", "ORG/tuned", "--push", *BASE).code == 0
+    words = ("--to", "ORG/tuned", "--space", "ORG/demo", "--push", "--public", *BASE)
+    done = medqa("publish", measured_run, *words)
+    assert done.code == 0, done.err
+    assert "The Space is public, the model it shows is private" in " ".join(done.err.split())
+
+
+def test_the_base_model_s_licence_and_notice_go_along(hub, medqa, measured_run, tiny_model):
+    for name, text in (("LICENSE", "Apache License, Version 2.0"), ("NOTICE.txt", "Made by others.")):
+        (tiny_model / name).write_text(text)
+    try:
+        done = medqa("publish", measured_run, "--to", "ORG/tuned", *BASE)
+    finally:
+        for name in ("LICENSE", "NOTICE.txt"):
+            (tiny_model / name).unlink()
+    assert done.code == 0, done.err
+    made = Path("published/ORG--tuned")
+    assert (made / "LICENSE-base-model").read_text() == "Apache License, Version 2.0"
+    assert "Made by others." in (made / "NOTICE").read_text()
+
+
 def test_a_push_that_breaks_off_names_the_command_that_goes_on(hub, medqa, measured_run, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     hub.fail(100, 500, "PUT /lfs/")

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import tiny_settings
 from medqa.cli.reproducing import _print
-from medqa.errors import ConfigError, HubError, ModelError
+from medqa.errors import ConfigError, HubError, ModelError, RunError
 from medqa.files import read_json
 from medqa.publish.folder import copy_run
 from medqa.publish.reproduce import reproduce
@@ -26,9 +26,15 @@ def agreement(found):
 def test_a_run_once_more_is_the_same_to_the_bit(measured_run, tmp_path, capsys):
     found = reproduce(measured_run, tmp_path / "again")
     assert all(agreement(found).values())
-    assert {"train questions", "base model", "prompt", "adapter", "torch", "device"} <= agreement(
-        found
-    ).keys()
+    assert {
+        "train questions",
+        "evaluation questions",
+        "base model",
+        "prompt",
+        "adapter",
+        "torch",
+        "device",
+    } <= agreement(found).keys()
     assert found["adapter_difference"] is None
     assert found["loss"]["first"][0] == found["loss"]["first"][1]
     assert found["loss"]["num_steps"][0] == found["loss"]["num_steps"][1]
@@ -38,7 +44,7 @@ def test_a_run_once_more_is_the_same_to_the_bit(measured_run, tmp_path, capsys):
     assert found["paired"]["num_fixed"] == found["paired"]["num_broken"] == 0
     assert read_json(tmp_path / "again" / "reproduction.json") == json.loads(json.dumps(found))
     _print(found)
-    assert "The adapter is the same to the bit." in capsys.readouterr().out
+    assert "The adapter is the same to the bit; all numbers are the same." in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -56,6 +62,26 @@ def test_a_published_run_needs_to_be_told_where_things_are(
     assert found["adapter_difference"] is None
     assert (found["loss"], found["paired"]) == (None, None)
     assert found["figures"][0]["what"] == "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 1}, "not measured with this adapter and this program"),
+        ({"adapter_sha256": "0" * 64}, "not measured with this adapter and this program"),
+        ({"scores": {}}, "is damaged"),
+        ({"data": {}}, "is damaged"),
+    ],
+)
+def test_a_report_that_nothing_compares_with_is_refused_before_training(
+    measured_run, tmp_path, change, message
+):
+    run = tmp_path / "run"
+    shutil.copytree(measured_run, run)
+    (run / "report.json").write_text(json.dumps({**read_json(run / "report.json"), **change}))
+    with pytest.raises(RunError, match=message):
+        reproduce(run, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

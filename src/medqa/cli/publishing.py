@@ -68,12 +68,32 @@ def publish(
     if not as_json:
         _print_made(made, push=push, public=public, again=again)
     pushed: list[Pushed] = []
-    for kind, one in made if push else ():
-        pushed.append(_push(kind, one, public=public, again=again))
-        if not as_json:
-            print(f"Pushed {pushed[-1].url}, commit {pushed[-1].commit[:12]}")
-    if as_json:
-        print_json(_record(made, pushed, public=public, again=again))
+    try:
+        if push:
+            _look(made, public=public, again=again)
+            for kind, one in made:
+                pushed.append(_push(kind, one, public=public, again=again))
+                if not as_json:
+                    print(f"Pushed {pushed[-1].url}, commit {pushed[-1].commit[:12]}")
+    finally:  # what was done, if the second one fails
+        if as_json:
+            print_json(_record(made, pushed, public=public, again=again))
+
+
+def _look(made: "list[tuple[Kind, Published]]", *, public: bool, again: str) -> None:
+    """See that all of it can be pushed before any of it is."""
+    import logging
+
+    from medqa.publish.push import is_private
+
+    private = {
+        kind: is_private(one.path, one.repo, kind=kind, public=public, again=again) for kind, one in made
+    }
+    if private == {"model": True, "space": False}:
+        logging.getLogger("medqa.publish").warning(
+            "The Space is public, the model it shows is private: it needs the secret HF_TOKEN, and everyone "
+            "who opens the Space asks the model"
+        )
 
 
 def _refuse_else(out: Path) -> None:

@@ -75,7 +75,13 @@ def _verdict(found: dict[str, Any]) -> str:
     """Say in a sentence or two what it comes to."""
     differing = [one["what"] for one in found["agreement"] if not one["same"] and one["what"] != "adapter"]
     if found["adapter_difference"] is None:
-        return "The adapter is the same to the bit."
+        numbers = [one["now"] - one["before"] for one in found["figures"]]
+        if not numbers:
+            return "The adapter is the same to the bit."
+        greatest = max(map(abs, numbers))
+        measured = "all numbers are the same" if not greatest else f"numbers differ by {greatest:.2g} at most"
+        also = "" if found["same_questions"] else ", of other questions"
+        return f"The adapter is the same to the bit; {measured}{also}."
     greatest, mean = (found["adapter_difference"][key] for key in ("greatest", "mean"))
     if greatest is None:
         return "The adapter has other tensors: it is another model."

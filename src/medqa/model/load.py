@@ -35,6 +35,7 @@ PATTERNS = (
     "*.txt",
     "*.model",
     "LICENSE*",
+    "NOTICE*",
     "README.md",
 )
 SAMPLE_BYTES, NUM_SAMPLES = 1 << 16, 16

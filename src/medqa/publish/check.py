@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,19 @@ from safetensors import SafetensorError, safe_open
 from medqa.errors import PublishError
 from medqa.publish.scrub import scrub_text
 
-__all__ = ["MODEL_FILES", "check_folder"]
+__all__ = ["MODEL_FILES", "check_folder", "check_secrets"]
 
 MODEL_FILES = frozenset(
     {
-        *("README.md", "NOTICE", "run.json", "recipe.yaml", "report.json", "calibration.json"),
+        *(
+            "README.md",
+            "NOTICE",
+            "LICENSE-base-model",
+            "run.json",
+            "recipe.yaml",
+            "report.json",
+            "calibration.json",
+        ),
         *("adapter_config.json", "adapter_model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
         *("chat_template.jinja", "vocab.json", "merges.txt", "tokenizer.model"),
@@ -40,6 +49,8 @@ _SECRETS = {
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 _MIN_SECRET_CHARACTERS = 8
 _MIN_QUESTION_CHARACTERS = 30
+_MIN_HOST_CHARACTERS = 6
+_ROOT_PARTS = 2
 _SHOWN = 8
 
 
@@ -71,6 +82,29 @@ def check_folder(
         )
 
 
+def check_secrets(folder: Path) -> None:
+    """Raise PublishError if a text in a folder holds a key or a secret of the environment."""
+    found = [
+        f"{path.relative_to(folder)} {what}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        for what in _secrets(path.read_text(encoding="utf-8", errors="replace"))
+    ]
+    if found:
+        raise PublishError(
+            f"this must not be published: {'; '.join(found[:_SHOWN])}", "take it out, and publish again"
+        )
+
+
+def _secrets(text: str) -> Iterator[str]:
+    for variable, value in os.environ.items():
+        if _SECRET_NAME.search(variable) and len(value) >= _MIN_SECRET_CHARACTERS and value in text:
+            yield f"holds the value of {variable}"
+    for kind, pattern in _SECRETS.items():
+        if re.search(pattern, text):
+            yield f"holds {kind}"
+
+
 def _in_weights(path: Path) -> Iterator[str]:
     try:
         with safe_open(str(path), "np") as file:
@@ -87,10 +121,8 @@ def _in_text(path: Path, questions: set[str]) -> Iterator[str]:
     except (OSError, UnicodeDecodeError) as exc:
         yield f"is no text ({type(exc).__name__})"
         return
-    for variable, value in os.environ.items():
-        if _SECRET_NAME.search(variable) and len(value) >= _MIN_SECRET_CHARACTERS and value in text:
-            yield f"holds the value of {variable}"
-    if path.name in _VOCABULARY:
+    if path.name in _VOCABULARY:  # looks like keys, here and there
+        yield from (what for what in _secrets(text) if what.startswith("holds the value"))
         return
     lines = text.splitlines()
     if path.suffix == ".json":
@@ -107,11 +139,18 @@ def _in_text(path: Path, questions: set[str]) -> Iterator[str]:
 
 def _in_lines(lines: list[str]) -> Iterator[str]:
     text = "\n".join(lines)
-    for kind, pattern in _SECRETS.items():
-        if re.search(pattern, text):
-            yield f"holds {kind}"
-    if any(scrub_text(line) != line for line in lines):
+    yield from _secrets(text)
+    if any(scrub_text(line) != line for line in lines) or any(place.search(text) for place in _own_places()):
         yield "names a place on this machine"
+
+
+def _own_places() -> Iterator[re.Pattern[str]]:
+    """What names this machine for sure, however it stands in a text."""
+    home, host = str(Path.home()), socket.gethostname()
+    if len(Path(home).parts) > _ROOT_PARTS:
+        yield re.compile(re.escape(home) + r"(?!\w)")
+    if len(host) >= _MIN_HOST_CHARACTERS and host != "localhost":
+        yield re.compile(rf"(?<![\w-]){re.escape(host)}(?![\w-])")
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -20,26 +20,19 @@ from typing import Any, Literal
 import torch
 
 from medqa.errors import ConfigError, RunError
-from medqa.evaluate.calibrate import load_calibration
-from medqa.evaluate.engine import Engine, LocalEngine
-from medqa.evaluate.score import make_items
+from medqa.evaluate.engine import Engine
 from medqa.files import file_sha256, read_json, write_folder, write_json, write_text
-from medqa.hardware.device import Device
-from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
-from medqa.model.lora import load_adapter
-from medqa.model.tuned import TunedModel
-from medqa.prompts import PromptRenderer
+from medqa.model.load import find_base, load_renderer
 from medqa.publish.folder import base_on_hub, copy_run
 from medqa.publish.gguf import WRITTEN, refuse_unwritable, write_gguf
 from medqa.publish.llama import QUANTIZED, LlamaEngine, quantize
 from medqa.publish.llama_library import llama_library
-from medqa.publish.merge import Precision, load_to_merge, merge, precisions_to_try, write_merged
+from medqa.publish.merge import Precision, precisions_to_try, write_merged
 from medqa.publish.modelfile import modelfile
-from medqa.publish.parity import HeldOut, Parity, compare, find_held_out
+from medqa.publish.parity import Parity
 from medqa.publish.recalibrate import recalibrate
-from medqa.records import Prediction
+from medqa.publish.subject import Subject
 from medqa.runs import RunFolder, provenance
-from medqa.trust.store import CalibrationFile
 
 __all__ = ["Exported", "Target", "export"]
 
@@ -83,40 +76,6 @@ class Exported:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Work:
-    """What the ways to export share."""
-
-    path: Path
-    trust_remote_code: str | None
-    run: RunFolder
-    base: BaseFiles
-    renderer: PromptRenderer
-    device: Device
-    held_out: HeldOut
-    reference: list[Prediction]
-    shipped: CalibrationFile | None
-    out: Path
-
-    def merge(self) -> Any:
-        """Load and merge anew: a model that is kept for a second try would be in memory beside the export."""
-        log.info("Merging in fp32")
-        return merge(load_to_merge(self.path, self.trust_remote_code))
-
-    def load(self, base: BaseFiles, adapter: Path | None, renderer: PromptRenderer) -> LocalEngine:
-        """Load what was written."""
-        model = load_model(base, self.device)
-        if adapter is not None:
-            model = load_adapter(model, adapter, self.device)
-        return LocalEngine(TunedModel(self.run, base, self.device, renderer, model))
-
-    def compare(self, kind: str, engine: Engine, num_questions: int | None = None) -> Parity:
-        log.info("Asking the export the same")
-        calibration = self.shipped.for_orders(1) if self.shipped else None
-        held_out = dataclasses.replace(self.held_out, examples=self.held_out.examples[:num_questions])
-        return compare(kind, self.renderer, self.reference[:num_questions], engine, held_out, calibration)
-
-
 def export(
     path: Path,
     to: Target,
@@ -157,31 +116,14 @@ def export(
     if quantization is not None and quantization not in _KINDS:
         raise ConfigError(f"--quantize {quantization!r} is unknown", f"one of {', '.join(_KINDS)}")
     run = RunFolder.open(path)
-    out = _free_place(out, run)
+    place = _free_place(out, run)
     if to == "adapter":
         base_on_hub(run, base)  # or nobody could load it
     if to == "gguf":
         llama_library()
         refuse_unwritable(find_base(run.config.model).path)
-    tuned = load_to_merge(path, trust_remote_code)
-    shipped = load_calibration(run, tuned.renderer)
-    held_out = find_held_out(run, num_questions)
-    log.info("Asking the tuned model %d questions, %s", len(held_out.examples), held_out.source)
-    reference = LocalEngine(tuned).score(make_items(tuned.renderer, held_out.examples, "medqa"))
-    work = _Work(
-        path,
-        trust_remote_code,
-        run,
-        tuned.base,
-        tuned.renderer,
-        tuned.device,
-        held_out,
-        reference,
-        shipped,
-        out,
-    )
-    del tuned  # one model in memory at a time
-    with write_folder(out) as folder:
+    work = Subject.ask(path, run, place, num_questions, trust_remote_code)
+    with write_folder(place) as folder:
         if to == "adapter":
             copy_run(run, folder, base=base)
             engine: Engine = work.load(work.base, folder, work.renderer)
@@ -193,7 +135,7 @@ def export(
                 _merged(work, folder, precision) if to == "merged" else _gguf(work, folder, quantization)
             )
         calibration = recalibrate(
-            run, shipped, held_out, engine, parity, folder if to == "adapter" else folder / "run"
+            run, work.shipped, work.held_out, engine, parity, folder if to == "adapter" else folder / "run"
         )
         write_json(folder / _MARK, _record(work, folder, parity, calibration))
         engine.close()
@@ -218,7 +160,7 @@ def _free_place(out: Path, run: RunFolder) -> Path:
     return out
 
 
-def _merged(work: _Work, folder: Path, wanted: Precision | None) -> tuple[Engine, Parity]:
+def _merged(work: Subject, folder: Path, wanted: Precision | None) -> tuple[Engine, Parity]:
     """Write the first precision that keeps every letter, or the one that is wanted."""
     precisions = (wanted,) if wanted else precisions_to_try(work.base)
     for precision in precisions:
@@ -242,7 +184,7 @@ def _merged(work: _Work, folder: Path, wanted: Precision | None) -> tuple[Engine
     return engine, parity
 
 
-def _gguf(work: _Work, folder: Path, wanted: str | None) -> tuple[Engine, Parity]:
+def _gguf(work: Subject, folder: Path, wanted: str | None) -> tuple[Engine, Parity]:
     """Write the smallest usual kind that keeps the letters, or the one that is wanted."""
     kinds = (wanted,) if wanted else _USUAL_GGUF
     with _merged_beside(work) as merged:
@@ -260,7 +202,7 @@ def _gguf(work: _Work, folder: Path, wanted: str | None) -> tuple[Engine, Parity
     return engine, parity
 
 
-def _write_gguf(work: _Work, merged: Path, folder: Path, kind: str) -> LlamaEngine:
+def _write_gguf(work: Subject, merged: Path, folder: Path, kind: str) -> LlamaEngine:
     limit = work.base.max_length_tokens
     written = kind if kind in WRITTEN else "f32"
     file = folder / f"model-{written}.gguf"
@@ -288,7 +230,7 @@ def _clear(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _merged_beside(work: _Work) -> Iterator[Path]:
+def _merged_beside(work: Subject) -> Iterator[Path]:
     """Write the merged model in fp32 to a folder that goes away again."""
     work.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=work.out.parent, prefix=f".{work.out.name}-") as name:
@@ -296,7 +238,7 @@ def _merged_beside(work: _Work) -> Iterator[Path]:
         yield Path(name)
 
 
-def _record(work: _Work, folder: Path, parity: Parity, calibration: str) -> dict[str, Any]:
+def _record(work: Subject, folder: Path, parity: Parity, calibration: str) -> dict[str, Any]:
     return {
         **parity.to_json(),
         "calibration": calibration,

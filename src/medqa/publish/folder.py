@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from medqa.model.embedded import LICENCE, SMOLLM2
 from medqa.model.load import find_base
 from medqa.publish.card import write_card
 from medqa.publish.check import MODEL_FILES, check_folder
-from medqa.publish.licences import base_licence_of, judge
+from medqa.publish.licences import Verdict, base_licence_of, judge
 from medqa.publish.push import check_name
 from medqa.publish.scrub import scrub, scrub_command
 from medqa.recipe import dump
@@ -94,10 +95,26 @@ def write_published(path: Path, repo: str, out: Path, *, base: str | None = None
         copy_run(run, folder, base=base)
         _copy_report(run, folder)
         write_text(folder / "README.md", text)
-        if verdict.notices:
-            write_text(folder / "NOTICE", "\n\n".join(verdict.notices) + "\n")
+        _copy_terms(run, folder, verdict)
         check_folder(folder, questions=questions)
     return Published.of(out, repo, len(questions))
+
+
+def _copy_terms(run: RunFolder, out: Path, verdict: Verdict) -> None:
+    """Pass on what the base model's licence wants passed on: its text, and notices."""
+    notices = list(verdict.notices)
+    base = None if run.record["base_model"]["name"] == SMOLLM2 else find_base(run.config.model).path
+    files = sorted(base.iterdir()) if base is not None else []
+    texts = [file for file in files if re.match(r"licen[cs]e", file.name, re.IGNORECASE)]
+    for file in texts[:1]:
+        shutil.copyfile(file, out / "LICENSE-base-model")
+    if not texts and any("Pass on a copy" in text for text in verdict.base.conditions):
+        log.warning(
+            "The %s wants its text passed on, and %s holds no LICENSE: put it there", verdict.base.title, base
+        )
+    notices += [file.read_text(encoding="utf-8").strip() for file in files if file.name.startswith("NOTICE")]
+    if notices:
+        write_text(out / "NOTICE", "\n\n".join(dict.fromkeys(notices)) + "\n")
 
 
 def base_on_hub(run: RunFolder, base: str | None = None) -> str:

@@ -98,8 +98,8 @@ def judge(base_licence: str | None, data_licences: Sequence[str]) -> Verdict:
         "base model's folder, `license: ID`; else begin with another one, under apache-2.0 for example",
     )
     hint = (
-        "train on questions that may be passed on; or name their licence, if you know it: "
-        "--set data.licence=ID"
+        "train on questions that may be passed on; or name their licence, if you know it: data.licence=ID in "
+        'training, "licences": ["ID"] under "data" in run.json afterwards'
     )
     if not data_licences:
         _allowed(None, "the questions", hint)

@@ -9,16 +9,19 @@ import fnmatch
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from medqa.errors import HubError
 from medqa.publish.check import MODEL_FILES
+from medqa.publish.refusals import find_cause, is_passing, masked, reason, refused
 
-__all__ = ["Pushed", "check_name", "push"]
+__all__ = ["Pushed", "check_name", "is_private", "push"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Kind = Literal["model", "space"]
 
@@ -94,6 +97,35 @@ def push(
     Raises:
         HubError: If the Hub can't be reached or refuses; what is wrong, and the way out.
     """
+    return _until_done(_Sending(folder, repo, kind, public, message, again), _Sending.send)
+
+
+def is_private(folder: Path, repo: str, *, kind: Kind, public: bool, again: str = "the same command") -> bool:
+    """Look whether a push can go ahead, and if what it makes will be private; nothing is sent.
+
+    Raises:
+        HubError: If the repository holds something else, or everyone could see what is meant to be private.
+    """
+    return _until_done(_Sending(folder, repo, kind, public, "", again), _Sending.look)
+
+
+def _until_done(sending: "_Sending", step: "Callable[[_Sending], T]") -> T:
+    for wait_s in (*WAITS_S, None):
+        try:
+            return _attempt(sending, step)
+        except _BrokenOffError as exc:
+            done = str(exc)
+        if wait_s is not None:
+            log.warning("The Hub breaks off (%s); trying again in %.0f s", done, wait_s)
+            time.sleep(wait_s)
+    raise HubError(
+        f"the Hub can't be reached, or breaks off: {done}",
+        f"nothing is lost: what arrived isn't sent again. Go on with: {sending.again}",
+    )
+
+
+def _api(repo: str, again: str) -> tuple[Any, str]:
+    """Return the library's client, and the token."""
     check_name(repo)
     import huggingface_hub
     from huggingface_hub import constants
@@ -110,50 +142,54 @@ def push(
     # Whole files by their checksum: an adapter is small, and what the Hub has of it is plain to see.
     # The variable HF_HUB_DISABLE_XET is read at import, which torch's libraries did long ago.
     constants.HF_HUB_DISABLE_XET = True
-    sending = _Sending(huggingface_hub.HfApi(token=token), folder, repo, kind, public, message)
-    for wait_s in (*WAITS_S, None):
-        done = _attempt(sending, token, again)
-        if isinstance(done, Pushed):
-            return done
-        if wait_s is not None:
-            log.warning("The Hub breaks off (%s); trying again in %.0f s", done, wait_s)
-            time.sleep(wait_s)
-    raise HubError(
-        f"the Hub can't be reached, or breaks off: {done}",
-        f"nothing is lost: what arrived isn't sent again. Go on with: {again}",
-    )
+    return huggingface_hub.HfApi(token=token), token
 
 
-def _attempt(sending: "_Sending", token: str, again: str) -> Pushed | str:
-    """Try once; return why it may go well another time if it didn't."""
+class _BrokenOffError(Exception):
+    """What may go well another time."""
+
+
+def _attempt(sending: "_Sending", step: "Callable[[_Sending], T]") -> T:
+    """Try once; raises `_BrokenOffError` if it may go well another time."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    token = sending.token
     # The base class of its HTTP client, whichever that is: it changed between releases.
     transport = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
     try:
-        return sending.send()
+        return step(sending)
     except KeyboardInterrupt:
-        log.warning("Stopped. What arrived stays there; go on with: %s", again)
+        log.warning("Stopped. What arrived stays there; go on with: %s", sending.again)
         raise
     except (transport, RuntimeError, ValueError, OSError) as exc:
-        cause = _cause(exc)
+        cause = find_cause(exc)
         # What is raised from here on has no cause: a foreign text may hold what was sent, the token too.
-        if isinstance(cause, HfHubHTTPError) and not _passing(cause):
-            raise _refused(cause, sending, token, again) from None
+        if isinstance(cause, HfHubHTTPError) and not is_passing(cause):
+            raise refused(cause, sending.token, sending.repo, sending.user, sending.again) from None
         if not isinstance(cause, transport):
-            raise HubError(f"{sending.repo} was not pushed: {_masked(str(cause), token)}", again) from None
-        return _masked(_reason(cause), token)
+            text = masked(str(cause), token)
+            raise HubError(f"{sending.repo} was not pushed: {text}", sending.again) from None
+        raise _BrokenOffError(masked(reason(cause), token)) from None
 
 
 class _Sending:
     """One push, which may take several attempts."""
 
-    def __init__(self, api: Any, folder: Path, repo: str, kind: Kind, public: bool, message: str) -> None:
+    def __init__(self, folder: Path, repo: str, kind: Kind, public: bool, message: str, again: str) -> None:
+        self._api, self.token = _api(repo, again)
         self.user: str | None = None
-        self.repo = repo
-        self._api, self._folder, self._message = api, folder, message
+        self.repo, self.again = repo, again
+        self._folder, self._message = folder, message
         self._kind, self._public = kind, public
         self._said: set[str] = set()
+
+    def look(self) -> bool:
+        """Look whether it can be done; whether the repository is private, or will be."""
+        self.user = self.user or self._api.whoami()["name"]
+        state = self._state()
+        if state is not None:
+            self._there(state)
+        return not self._public if state is None else bool(state.private)
 
     def send(self) -> Pushed:
         """Do it, from the state that the Hub is in now."""
@@ -161,14 +197,7 @@ class _Sending:
 
         self.user = self.user or self._api.whoami()["name"]
         state = self._state() or self._create()
-        self._check_visibility(state)
-        there = {file.rfilename for file in state.siblings or ()} - _NEW[self._kind]
-        if there and not (_MARKS[self._kind] in there and self._is_ours(state.sha)):
-            some = ", ".join(sorted(there)[:3])
-            raise HubError(
-                f"{self.repo} holds something else than a {self._kind} of medqa: {some}",
-                "choose another name, or empty that repository on the Hub",
-            )
+        there = self._there(state)
         files = {path.relative_to(self._folder).as_posix(): path for path in _files(self._folder)}
         gone = sorted(
             name
@@ -191,6 +220,18 @@ class _Sending:
         place = self.repo if self._kind == "model" else f"spaces/{self.repo}"
         sizes = [path.stat().st_size for path in files.values()]
         return Pushed(f"{self._api.endpoint}/{place}", done.oid, len(files), sum(sizes))
+
+    def _there(self, state: Any) -> set[str]:
+        """Name what is there already; refuse what must not be written over, or be seen."""
+        self._check_visibility(state)
+        there = {file.rfilename for file in state.siblings or ()} - _NEW[self._kind]
+        if there and not (_MARKS[self._kind] in there and self._is_ours(state.sha)):
+            some = ", ".join(sorted(there)[:3])
+            raise HubError(
+                f"{self.repo} holds something else than a {self._kind} of medqa: {some}",
+                "choose another name, or empty that repository on the Hub",
+            )
+        return there
 
     def _is_ours(self, revision: str) -> bool:
         """Whether what is there was published by this program; what model it was is said if it is another."""
@@ -241,52 +282,3 @@ class _Sending:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _cause(exc: BaseException) -> BaseException:
-    """Find what went wrong inside: the library wraps it when it sends large files."""
-    while isinstance(exc, RuntimeError) and exc.__cause__ is not None:
-        exc = exc.__cause__
-    return exc
-
-
-def _passing(exc: Any) -> bool:
-    return exc.response.status_code in (408, 429) or exc.response.status_code >= 500
-
-
-def _reason(exc: Any) -> str:
-    if (response := getattr(exc, "response", None)) is not None:
-        return f"it answers {response.status_code}"
-    return f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-
-
-def _masked(text: str, token: str) -> str:
-    """Take the token out of a text that others wrote."""
-    return text.replace(token, "hf_...").strip()
-
-
-def _refused(exc: Any, sending: _Sending, token: str, again: str) -> HubError:
-    """Say what the Hub refuses, and the way out."""
-    repo, user = sending.repo, sending.user
-    status = exc.response.status_code
-    said = _masked(exc.server_message or exc.response.headers.get("X-Error-Message") or "", token)
-    text = f"{said} ({status})" if said else f"status {status}"
-    if status == 401:
-        return HubError(
-            "the Hub doesn't know the token", "set HF_TOKEN to one that may write, or: hf auth login --force"
-        )
-    if status in (402, 413) or any(word in said.lower() for word in ("quota", "storage limit")):
-        return HubError(
-            f"the Hub has no room for {repo}: {text}",
-            "free space in the account's storage settings on the Hub, or push to another ORG",
-        )
-    if status in (403, 404):
-        return HubError(
-            f"{user or 'who the token belongs to'} may not write to {repo}: {text}",
-            f"take a token with write access to {repo.partition('/')[0]}, or a name of your own: {user}/...",
-        )
-    if status == 409:
-        return HubError(f"the name {repo} is taken: {text}", "choose another name")
-    if status == 412:
-        return HubError(f"{repo} was changed by somebody else just now", f"look at it, then: {again}")
-    return HubError(f"the Hub refuses {repo}: {text}", again)

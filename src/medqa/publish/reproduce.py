@@ -10,9 +10,11 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from medqa.config import RunConfig
+from medqa.data.build import evaluation_set
 from medqa.data.prepared import corpus_of
-from medqa.errors import ConfigError, ModelError
+from medqa.errors import ConfigError, ModelError, RunError
 from medqa.evaluate.compare import compare_runs
+from medqa.evaluate.report import REPORT_VERSION
 from medqa.evaluate.run import evaluate
 from medqa.files import read_json, write_json
 from medqa.hardware.device import choose_device
@@ -67,7 +69,8 @@ def reproduce(
     run = RunFolder.open(path)
     config = _config(run, settings, trust_remote_code)
     _refuse_other_base(run, config)
-    hashes = _data_hashes(run, config)
+    report = _report(run)
+    hashes = _data_hashes(run, config, report)
     for name, (before, now) in {**hashes, **_surroundings(run, config)}.items():
         if before != now:
             log.warning("Differs already: %s was %s, is %s", name, before, now)
@@ -84,10 +87,29 @@ def reproduce(
         "figures": [],
         "paired": None,
     }
-    if (run.path / "report.json").is_file():
-        found |= _measure(run, again, trust_remote_code)
-    write_json(out / "reproduction.json", found)
+    write_json(out / "reproduction.json", found)  # measuring takes a while, and may fail
+    if report is not None:
+        found |= _measure(run, again, report, trust_remote_code)
+        write_json(out / "reproduction.json", found)
     return found
+
+
+def _report(run: RunFolder) -> Record | None:
+    """Read how the run was measured, if it was; what can't be compared with is refused before training."""
+    file = run.path / "report.json"
+    if not file.is_file():
+        log.warning("%s was not measured: only the training is compared", run.name)
+        return None
+    report = read_json(file)
+    fitting = report.get("version") == REPORT_VERSION
+    if not fitting or report.get("adapter_sha256") != run.record["adapter_sha256"]:
+        raise RunError(
+            f"{file} was not measured with this adapter and this program",
+            "take it away to compare the training alone, or `medqa evaluate` the run again",
+        )
+    if _get(report, ("scores", "medqa", "tuned", "accuracy")) is None or not _get(report, ("data", "sha256")):
+        raise RunError(f"{file} is damaged", "take it away to compare the training alone")
+    return report
 
 
 def _config(run: RunFolder, settings: Sequence[str], trust_remote_code: str | None) -> RunConfig:
@@ -111,11 +133,20 @@ def _refuse_other_base(run: RunFolder, config: RunConfig) -> None:
         )
 
 
-def _data_hashes(run: RunFolder, config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Hash what is trained on, calibrated on and chosen by, as it was and as it is."""
+def _data_hashes(run: RunFolder, config: RunConfig, report: Record | None) -> dict[str, tuple[Any, Any]]:
+    """Hash what is trained on, calibrated on, chosen by and measured on, as it was and as it is."""
     data = corpus_of(config.data, config.train.seed)
-    before, now = run.record["data"]["splits"], data.record["splits"]
-    return {f"{name} questions": (before[name]["sha256"], now.get(name, {}).get("sha256")) for name in before}
+    before, now = run.record["data"].get("splits"), data.record["splits"]
+    if not isinstance(before, dict):
+        raise RunError(f"{run.path}/run.json does not say what was trained on", "train again")
+    hashes = {
+        f"{name} questions": (one["sha256"], now.get(name, {}).get("sha256")) for name, one in before.items()
+    }
+    if report is not None:
+        whole = config.data.model_copy(update={"max_eval_rows": None})  # as report.json is
+        questions = evaluation_set(whole, config.train.seed)
+        hashes["evaluation questions"] = (report["data"]["sha256"], questions.record["sha256"])
+    return hashes
 
 
 def _surroundings(run: RunFolder, config: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -125,10 +156,16 @@ def _surroundings(run: RunFolder, config: RunConfig) -> dict[str, tuple[Any, Any
     versions: Record = run.record["versions"]
     return {
         **{name: (version, here["versions"].get(name)) for name, version in versions.items()},
-        "source commit": (git[0].get("commit"), git[1].get("commit")),
+        "source commit": (_source(git[0]), _source(git[1])),
         "device": (was["name"], device.name),
         "precision": (was["precision"], device.precision),
     }
+
+
+def _source(git: Record) -> str | None:
+    """Name the state of the sources: changes that no commit holds make it another one."""
+    commit = git.get("commit")
+    return f"{commit[:9]} + changes" if commit and git.get("changed") else commit
 
 
 def _hashes(run: RunFolder, again: RunFolder) -> dict[str, tuple[Any, Any]]:
@@ -158,30 +195,29 @@ def _adapter_difference(run: RunFolder, again: RunFolder) -> Record | None:
 
 def _losses(run: RunFolder, again: RunFolder) -> Record | None:
     """Compare the loss of the first and of the last step; a published run doesn't hold them."""
-    if not (run.path / "metrics.jsonl").is_file():
-        return None
     rows = [
-        [json.loads(line) for line in (one.path / "metrics.jsonl").read_text().splitlines()]
-        for one in (run, again)
+        [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        for file in (run.path / "metrics.jsonl", again.path / "metrics.jsonl")
     ]
+    if not all(rows):
+        return None
     return {
         place: [one[number]["loss"] for one in rows] for place, number in (("first", 0), ("last", -1))
     } | {"num_steps": [len(one) for one in rows]}
 
 
-def _measure(run: RunFolder, again: RunFolder, trust_remote_code: str | None) -> Record:
-    """Measure as the report was made, and compare the numbers."""
-    before = read_json(run.path / "report.json")
-    own = run.config.evaluate
+def _measure(run: RunFolder, again: RunFolder, before: Record, trust_remote_code: str | None) -> Record:
+    """Measure as the report was made, whatever the settings say, and compare the numbers."""
+    traps = before.get("traps") or []
     num = {
-        "orders": own.orders if before.get("orders") else 1,
-        "explanations": own.explanations if before.get("explanations") else 0,
-        "traps": own.traps if before.get("traps") else 0,
+        "orders": _get(before, ("orders", "num_orders")) or 1,
+        "explanations": _get(before, ("explanations", "num_questions")) or 0,
+        "traps": max((one["num_questions"] + one["num_left_out"] for one in traps), default=0),
         "lm_eval": str("lm_eval" in before["scores"]).lower(),
     }
     now = evaluate(
         again.path,
-        [f"evaluate.{name}={value}" for name, value in num.items()],
+        ["data.max_eval_rows=null", *(f"evaluate.{name}={value}" for name, value in num.items())],
         trust_remote_code=trust_remote_code,
     )
     same = before["data"]["sha256"] == now["data"]["sha256"]
@@ -192,6 +228,8 @@ def _measure(run: RunFolder, again: RunFolder, trust_remote_code: str | None) ->
             places = (*keys[:-1], f"{keys[-1]}_interval")
             intervals = [_get(before, places), _get(now, places)]
             figures.append({"what": what, "before": a, "now": b, "intervals": intervals})
+    if not same:
+        log.warning("The evaluation questions are not the same: numbers are of other questions, not paired")
     paired = None
     if same and (run.path / "predictions.jsonl").is_file():
         paired = compare_runs(run.path, again.path)["prompts"]["medqa"]

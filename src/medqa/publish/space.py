@@ -13,6 +13,7 @@ import medqa
 from medqa.errors import DependencyError, RunError
 from medqa.files import write_folder, write_text
 from medqa.hub import HUB_MARK
+from medqa.publish.check import check_secrets
 from medqa.publish.folder import Published
 from medqa.publish.push import check_name
 from medqa.runs import RunFolder
@@ -80,6 +81,7 @@ def write_space(repo: str, space: str, out: Path, *, run: Path | None = None) ->
         front = yaml.safe_dump(_front_matter(repo, title, run), sort_keys=False, allow_unicode=True)
         text = _README.format(title=title, repo=repo, version=medqa.__version__)
         write_text(folder / "README.md", f"---\n{front}---\n\n{text}")
+        check_secrets(folder)
     return Published.of(out, space)
 
 
