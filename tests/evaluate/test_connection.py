@@ -133,6 +133,7 @@ def test_a_refused_question_is_named_and_keeps_no_other_from_being_asked(
     assert engine.connection.num_retries == 0
 
 
+@pytest.mark.slow
 def test_a_refused_text_is_named_and_keeps_no_other_from_being_written(server, connect, items):
     engine, prompts = connect(), [item.prefix for item in items]
     server.refuse = refusing(items, 4)

@@ -101,6 +101,7 @@ def test_accumulated_passes_give_the_same(bench, rows_a_pass):
     assert_same(bench.run(bench.packed(), rows_a_pass=rows_a_pass), bench.run(bench.packed()))
 
 
+@pytest.mark.slow
 def test_one_way_goes_on_where_the_other_stopped(bench):
     whole = bench.plain()
     expected = bench.run(whole)

@@ -119,6 +119,7 @@ def test_out_of_memory_with_one_row_is_an_error(path_settings, tmp_path, monkeyp
     assert "max_length_tokens" in caught.value.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     ["serve.max_explanation_tokens=8", pytest.param("train.lora.last_blocks=1", marks=pytest.mark.slow)],
@@ -147,6 +148,7 @@ def test_short_memory_with_one_row_recomputes_before_it_gives_up(path_settings, 
     assert "activations are recomputed" in run.record["notices"][1]
 
 
+@pytest.mark.slow
 def test_fp16_scales_the_loss_and_follows_fp32(settings, tmp_path):
     whole = train(load_recipe("medmcqa", [*settings, "train.fast_path=false"]), tmp_path / "fp32", "medmcqa")
     run = train(load_recipe("medmcqa", [*settings, "model.dtype=fp16"]), tmp_path / "run", "medmcqa")
