@@ -9,17 +9,42 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from medqa.errors import RunError
 
-__all__ = ["file_sha256", "read_json", "write_folder", "write_json", "write_jsonl", "write_text"]
+__all__ = [
+    "file_sha256",
+    "read_json",
+    "write_folder",
+    "write_json",
+    "write_jsonl",
+    "write_nothing",
+    "write_text",
+    "writes",
+]
+
+_writes = True
+
+
+def write_nothing() -> None:
+    """Make all that follows leave the disk as it is: of several processes that do the same, one writes."""
+    global _writes
+    _writes = False
+
+
+def writes() -> bool:
+    """Tell whether this process is the one that writes."""
+    return _writes
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either whole or not there."""
+    if not _writes:
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     with beside.open("w", encoding="utf-8") as f:
         f.write(text)
@@ -56,6 +81,10 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name; it gets its own name only once the block ends well."""
+    if not _writes:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     aside = beside.with_suffix(".old")
     beside.mkdir(parents=True)

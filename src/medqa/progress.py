@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from medqa.launch import place
+
 __all__ = ["Task", "track"]
 
 PLAIN_LINE_EVERY_S = 15.0
@@ -62,6 +64,8 @@ class _LineTask:
 
     def line(self) -> None:
         now = self._last = time.monotonic()
+        if place()[0]:
+            return
         elapsed = now - self._start
         left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
         note = f", {self._note}" if self._note else ""
@@ -75,7 +79,7 @@ class _LineTask:
 @contextmanager
 def track(what: str, total: int, done: int = 0) -> Iterator[Task]:
     """Show the progress of `total` steps, of which `done` were done before."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=bool(place()[0]))  # of several processes one shows it
     if not console.is_terminal:
         task = _LineTask(what, total, done)
         yield task

@@ -32,7 +32,7 @@ import platformdirs
 from medqa import __version__
 from medqa.config import RunConfig
 from medqa.errors import RunError
-from medqa.files import file_sha256, read_json, write_json, write_text
+from medqa.files import file_sha256, read_json, write_json, write_text, writes
 from medqa.hub import HUB_MARK, fetch_run
 from medqa.recipe import dump
 
@@ -130,7 +130,8 @@ class RunFolder:
             **provenance(),
         }
         try:
-            path.mkdir(parents=True)
+            if writes():
+                path.mkdir(parents=True)
         except FileExistsError as exc:
             raise RunError(
                 f"{path} is there already",

@@ -20,7 +20,8 @@ from medqa.cli.recipes import recipes
 from medqa.cli.reproducing import reproduce
 from medqa.cli.serving import serve
 from medqa.cli.trust import calibrate, compare, evaluate
-from medqa.errors import MedQAError
+from medqa.errors import ConfigError, MedQAError
+from medqa.launch import is_restart, place
 
 __all__ = ["app", "main"]
 
@@ -49,7 +50,8 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except MedQAError as exc:
-        print(f"Error: {exc}", file=sys.stderr)
+        rank, size = place()
+        print(f"Error{f' in process {rank} of {size}' if size > 1 else ''}: {exc}", file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
@@ -65,11 +67,21 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+# What several processes do together; the rest would be done once by each.
+_TOGETHER = ("train", "evaluate", "calibrate")
+
+
 @app.callback()
-def _start() -> None:
+def _start(context: typer.Context) -> None:
     from medqa.cli.output import set_up_logging
 
     set_up_logging()
+    verb, size = context.invoked_subcommand, place()[1]
+    if size > 1 and verb not in _TOGETHER:
+        raise ConfigError(
+            f"{size} processes were started, each of which would do `medqa {verb}` by itself",
+            f"without torchrun; with it, there are {', '.join(_TOGETHER)}",
+        )
 
 
 @app.command()
@@ -176,12 +188,13 @@ def train(
     from medqa.cli.output import print_json, print_trained
     from medqa.cli.trust_output import print_report
     from medqa.data.prepared import begin_corpus
-    from medqa.errors import ConfigError
     from medqa.files import read_json
     from medqa.hardware.environment import prepare_environment
     from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned, with_whole_paths
     from medqa.runs import new_run_path
 
+    if is_restart() and resume is None and out is not None and (out / "run.json").is_file():
+        resume, out, settings, recipe, minutes = out, None, None, None, None  # a process was lost
     if resume is not None:
         if settings or out or recipe or minutes:
             raise ConfigError(
@@ -199,7 +212,7 @@ def train(
             refuse_planned(settings or [])
         environment = prepare_environment(config.model.device)
         # In a process of its own, which has a head start of torch's import.
-        questions = begin_corpus(config.data, config.train.seed)
+        questions = begin_corpus(config.data, config.train.seed) if place()[1] == 1 else None
         from medqa.train.run import train as train_run
 
         end = STARTED + 60 * minutes if minutes else None
@@ -256,7 +269,6 @@ def ask(
     from medqa.cli.asking import ask_run, ask_server
     from medqa.cli.output import print_json
     from medqa.cli.question import read_question
-    from medqa.errors import ConfigError
 
     if (run is None) == (serve is None):
         raise ConfigError(

@@ -2,13 +2,17 @@
 
 import json
 import logging
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from medqa.launch import place
 from medqa.runs import RunFolder
 
 __all__ = [
@@ -21,7 +25,14 @@ __all__ = [
 
 
 def set_up_logging() -> None:
-    """Send the package's notices to stderr; other libraries speak only in errors."""
+    """Send the package's notices to stderr; other libraries speak only in errors.
+
+    Of several processes, only the first one speaks, but for errors.
+    """
+    if place()[0]:
+        logging.getLogger("medqa").setLevel(logging.ERROR)
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+        return
     handler = logging.StreamHandler()
     root = logging.getLogger()
     root.handlers[:] = [handler]

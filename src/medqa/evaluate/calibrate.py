@@ -15,6 +15,8 @@ from medqa.evaluate.canaries import score_canaries
 from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
 from medqa.evaluate.score import make_items
+from medqa.hardware.device import choose_device
+from medqa.hardware.group import current_group, join_group
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
 from medqa.prompts import PromptRenderer
@@ -66,6 +68,7 @@ def calibrate(
     """
     run = RunFolder.open(path)
     run.refuse_if_published("calibrate")
+    join_group(choose_device(run.config.model).torch_device)
     questions = begin_corpus(run.config.data, run.config.train.seed)
     try:
         tuned = load_tuned(path, trust_remote_code)
@@ -138,6 +141,7 @@ def calibrate_tuned(
         score_canaries(engine),
     )
     file.write(tuned.run.adapter)
+    current_group().wait()  # it is read again
     if (tuned.run.path / "report.json").is_file():
         log.info("report.json was measured before this calibration: `medqa evaluate %s`", tuned.run.path)
     return file

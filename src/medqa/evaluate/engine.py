@@ -6,9 +6,11 @@ Whatever is measured, calibrated or answered goes through an `Engine`, and does 
 import functools
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from medqa.errors import EngineError
 from medqa.evaluate.score import Item, choose_decoder, default_batch_tokens, make_items, score_items
+from medqa.hardware.group import current_group
 from medqa.model.captured import CapturedReader
 from medqa.model.decoder import PackedDecoder
 from medqa.model.generate import Written, write_explanations
@@ -23,11 +25,30 @@ __all__ = ["Engine", "LocalEngine"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 # The packed writer is tried with these before it is used.
 _TRIED = (
     Example("Which vitamin deficiency causes scurvy?", ("Vitamin A", "Vitamin C")),
     Example("Which organ makes insulin?", ("Liver", "Spleen", "Pancreas", "Kidney")),
 )
+
+
+class _Times:
+    """Counts a step of this process as one of each."""
+
+    def __init__(self, task: Task, size: int) -> None:
+        self._task, self._size = task, size
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self._task.advance(steps * self._size, note)
+
+    def resize(self, total: int) -> None:
+        self._task.resize(total)
+
+
+def _all_of(task: Task | None, size: int) -> Task | None:
+    return _Times(task, size) if task is not None and size > 1 else task
 
 
 class Engine(Protocol):
@@ -88,6 +109,7 @@ class LocalEngine:
         self.decoder = decoder or tuned.decoder
         self.batch_tokens = batch_tokens or default_batch_tokens(tuned.device)
         self._reader: CapturedReader | None = None
+        self._group = current_group()
 
     @classmethod
     def fastest(
@@ -123,17 +145,18 @@ class LocalEngine:
     def score(
         self, items: Sequence[Item], *, adapted: bool = True, task: Task | None = None
     ) -> list[Prediction]:
-        """Score every question; see `score_items`."""
-        return score_items(
+        """Score every question, each in one of the processes; see `score_items`."""
+        scored = score_items(
             self.tuned.model,
-            items,
+            self._group.share(items),
             self.tuned.device,
             max_length_tokens=self.max_length_tokens,
             batch_tokens=self.batch_tokens,
             adapted=adapted,
             decoder=self._reader or self.decoder,
-            task=task,
+            task=_all_of(task, self._group.size),
         )
+        return self._whole(items, scored)
 
     def warm_up(self) -> None:
         """Get ready to answer a few questions at a time, at once: capture passes, try the writer."""
@@ -148,10 +171,21 @@ class LocalEngine:
     def write(
         self, prompts: Sequence[list[int]], max_new_tokens: int, *, task: Task | None = None
     ) -> list[Written]:
-        """Write the text that follows each prompt: with the packed writer where it serves.
+        """Write the text that follows each prompt, each in one of the processes.
 
-        What does not fit into one of its slots goes through `write_explanations`.
+        What does not fit into one of the packed writer's slots goes through `write_explanations`.
         """
+        own, task = self._group.share(prompts), _all_of(task, self._group.size)
+        return self._whole(prompts, self._write(own, max_new_tokens, task))
+
+    def _whole(self, asked: Sequence[Any], share: list[T]) -> list[T]:
+        """Gather what all processes found, in the order asked."""
+        whole = self._group.in_order(self._group.gather(share))
+        if len(whole) != len(asked):
+            raise EngineError(f"{len(whole)} results of {len(asked)} questions", "please report it")
+        return whole
+
+    def _write(self, prompts: Sequence[list[int]], max_new_tokens: int, task: Task | None) -> list[Written]:
         writings = [self.begin(prompt, max_new_tokens) for prompt in prompts]
         packed = self._packed_writer
         short = [w for w in writings if packed is not None and packed.fits(w)]

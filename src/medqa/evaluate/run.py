@@ -9,7 +9,7 @@ from typing import Any
 
 from medqa.config import EvaluateConfig, RunConfig, SourceConfig
 from medqa.data.build import QuestionSet, evaluation_set
-from medqa.errors import DataError
+from medqa.errors import ConfigError, DataError
 from medqa.evaluate.confidence import measure_calibrated
 from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.leaks import find_leaks
@@ -18,8 +18,11 @@ from medqa.evaluate.page import write_report_page
 from medqa.evaluate.remote import load_remote
 from medqa.evaluate.report import REPORT_VERSION, compare, summarise, without_flagged
 from medqa.evaluate.score import make_items
-from medqa.files import write_json, write_jsonl
+from medqa.files import write_json, write_jsonl, writes
+from medqa.hardware.device import choose_device
+from medqa.hardware.group import join_group
 from medqa.hardware.selftest_record import last_selftest
+from medqa.launch import place
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.recipe import changed_config
 from medqa.records import Prediction
@@ -60,7 +63,10 @@ def evaluate(
     questions = evaluation_set(data, config.train.seed)
     refuse_trained_on(questions, run.record["data"]["files"])
     if engine is None:
+        join_group(choose_device(config.model).torch_device)
         return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
+    if place()[1] > 1:
+        raise ConfigError("several processes would each ask the server everything", "without torchrun")
     remote = load_remote(path, engine)
     try:
         return evaluate_engine(remote, run, questions, config.evaluate)
@@ -160,7 +166,7 @@ def evaluate_engine(
     write_jsonl(path / f"predictions{label}.jsonl", _prediction_rows(measured))
     if measured.explained:
         write_jsonl(path / f"explanations{label}.jsonl", measured.explained)
-    else:  # those of an earlier report don't belong to this one
+    elif writes():  # those of an earlier report don't belong to this one
         (path / f"explanations{label}.jsonl").unlink(missing_ok=True)
     write_json(path / report["file"], report)
     write_report_page(report, worst, path / f"report{label}.html")

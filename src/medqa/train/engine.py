@@ -1,18 +1,33 @@
 """What the loop asks of whatever computes a step, and the plain way to do it."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from medqa.config import TrainConfig
-from medqa.hardware.device import Device
+from medqa.errors import TrainingError
+from medqa.hardware.device import Device, is_out_of_memory
+from medqa.hardware.group import Group, current_group
 from medqa.model.batch import AnswerLoss, TokenisedRow, collate
 from medqa.model.decoder import PackedDecoder
 from medqa.model.lora import compute_context, recompute_activations, trainable_parameters
+from medqa.train.schedule import deal
 
-__all__ = ["ADAMW_FIELDS", "Engine", "PlainEngine", "StepResult", "Tensors"]
+__all__ = [
+    "ADAMW_FIELDS",
+    "Engine",
+    "PlainEngine",
+    "StepResult",
+    "Tensors",
+    "add_up",
+    "own_passes",
+    "refuse_different_adapters",
+    "whole_or_told",
+]
 
 ADAMW_FIELDS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -34,6 +49,40 @@ class StepResult:
     answer_nll: float
     grad_norm: float
     num_tokens: int
+
+
+def own_passes(rows: Sequence[TokenisedRow], rows_a_pass: int, group: Group) -> list[list[TokenisedRow]]:
+    """Deal a step's rows to the processes, alike in tokens, and this one's to its passes."""
+    own = [rows[index] for index in deal([len(row) for row in rows], group.size)[group.rank]]
+    return [own[start : start + rows_a_pass] for start in range(0, len(own), rows_a_pass)]
+
+
+@contextlib.contextmanager
+def whole_or_told(group: Group, sums: torch.Tensor) -> Iterator[None]:
+    """Of several processes, put off a lack of memory until the others know of it: they wait for this one.
+
+    Args:
+        group: The processes.
+        sums: What is added up over them; its last value counts those that ran out of memory.
+    """
+    try:
+        yield
+    except RuntimeError as exc:
+        if group.size == 1 or not is_out_of_memory(exc):
+            raise
+        sums[-1] = 1
+
+
+def add_up(group: Group, gradient: torch.Tensor, sums: torch.Tensor) -> None:
+    """Add up a gradient and sums over all processes.
+
+    Raises:
+        RuntimeError: If one of them ran out of memory; in each of them.
+    """
+    group.sum_(sums)
+    if group.size > 1 and float(sums[-1]):
+        raise RuntimeError("out of memory in one of the processes")
+    group.sum_(gradient)
 
 
 class Engine(Protocol):
@@ -96,6 +145,18 @@ class Engine(Protocol):
         """Leave the trained weights in the model."""
 
 
+def refuse_different_adapters(engine: Engine, group: Group) -> None:
+    """Raise TrainingError unless all processes hold the same adapter, to the bit."""
+    digest = hashlib.sha256()
+    for _, tensor in sorted(engine.tensors()[0].items()):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    if len(set(group.gather(digest.hexdigest()))) > 1:
+        raise TrainingError(
+            f"the {group.size} processes hold different adapters: their sums were not the same",
+            "please report it; one process trains meanwhile",
+        )
+
+
 class PlainEngine:
     """The model as transformers and PEFT run it, under autocast: any architecture, any device.
 
@@ -114,8 +175,6 @@ class PlainEngine:
             device: Where.
             reason: Why not the fast way, for the record.
         """
-        from accelerate import Accelerator
-
         self.record: dict[str, str] = {"path": "plain", "reason": reason}
 
         self._model, self._config, self._device = model, config, device
@@ -124,36 +183,50 @@ class PlainEngine:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
         )
-        # Told nothing of the device: it keeps one for the whole process, and this loop has its own.
-        self._accelerator = Accelerator()
-        self._loss = self._accelerator.prepare_model(AnswerLoss(model), device_placement=False)
+        self._loss = AnswerLoss(model)
+        self._group = current_group()
         self._scaler = device.grad_scaler()
 
     def gradients(
         self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
     ) -> StepResult:
         """See `Engine`."""
-        loss_sum = answer_sum = torch.zeros((), device=self._device.torch_device)
-        for start in range(0, len(rows), rows_a_pass):
-            batch = collate(rows[start : start + rows_a_pass], self._config.answer_weight)
-            batch = batch.to(self._device.torch_device)
-            with compute_context(self._model, self._device):
-                loss, answer_nll = self._loss(
-                    batch.input_ids_BT,
-                    batch.position_N,
-                    batch.label_N,
-                    batch.weight_N,
-                    batch.is_answer_N,
-                )
-            self._accelerator.backward(self._scaler.scale(loss / len(rows)))
-            loss_sum = loss_sum + loss.detach()
-            answer_sum = answer_sum + answer_nll
-        self._scaler.unscale_(self._optimizer)
+        sums = torch.zeros(3, device=self._device.torch_device)
+        with whole_or_told(self._group, sums):
+            for part in own_passes(rows, rows_a_pass, self._group):
+                self._add(part, len(rows), sums)
         parameters = [p for _, p in trainable_parameters(self._model)]
-        norm = self._accelerator.clip_grad_norm_(parameters, self._config.max_grad_norm)
-        sums = torch.stack([loss_sum, answer_sum, norm.float()]).tolist()
+        self._exchange(parameters, sums)
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
+        found = torch.cat([sums[:2], norm.float()[None]]).tolist()
         num_tokens = sum(len(row) for row in rows)
-        return StepResult(sums[0] / len(rows), sums[1] / len(rows), sums[2], num_tokens)
+        return StepResult(found[0] / len(rows), found[1] / len(rows), found[2], num_tokens)
+
+    def _add(self, rows: Sequence[TokenisedRow], num_rows: int, sums: torch.Tensor) -> None:
+        """One forward and backward pass."""
+        batch = collate(rows, self._config.answer_weight).to(self._device.torch_device)
+        with compute_context(self._model, self._device):
+            loss, answer_nll = self._loss(
+                batch.input_ids_BT, batch.position_N, batch.label_N, batch.weight_N, batch.is_answer_N
+            )
+        self._scaler.scale(loss / num_rows).backward()
+        sums[:2] += torch.stack([loss.detach(), answer_nll])
+
+    def _exchange(self, parameters: list[torch.nn.Parameter], sums: torch.Tensor) -> None:
+        """Add up gradients and sums over all processes: one message, as adapters are small."""
+        if self._group.size == 1:
+            return
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = torch.nn.utils.parameters_to_vector([p.grad for p in parameters if p.grad is not None])
+        add_up(self._group, flat, sums)
+        start = 0
+        for p in parameters:
+            assert p.grad is not None
+            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
+            start += p.numel()
 
     def update(self, rate: float) -> None:
         """See `Engine`."""

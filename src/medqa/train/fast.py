@@ -10,12 +10,21 @@ import torch
 from medqa.config import TrainConfig
 from medqa.hardware.device import Device, is_out_of_memory
 from medqa.hardware.graphs import capture, has_graphs
+from medqa.hardware.group import Group, current_group
 from medqa.model.batch import TokenisedRow
 from medqa.model.decoder import PackedDecoder, why_not_packed
 from medqa.model.elementwise import LAUNCHED, Elementwise, compile_elementwise
 from medqa.model.packed import PackedBatch, Slots, pack, slots_for
 from medqa.model.parity import check_parity
-from medqa.train.engine import ADAMW_FIELDS, Engine, PlainEngine, StepResult, Tensors
+from medqa.train.engine import (
+    ADAMW_FIELDS,
+    Engine,
+    PlainEngine,
+    StepResult,
+    Tensors,
+    add_up,
+    whole_or_told,
+)
 from medqa.train.schedule import deal
 
 __all__ = ["PackedEngine", "choose_engine"]
@@ -62,6 +71,8 @@ def choose_engine(
         reason = None if parity.equal else f"the fast one differs from it here ({parity})"
     except RuntimeError as exc:  # an operation that is missing, or too little memory
         reason = f"the fast one does not run here: {str(exc).splitlines()[0]}"
+    # Either way groups rows otherwise: all processes take the same.
+    reason = next((one for one in current_group().gather(reason) if one is not None), None)
     if reason is not None:
         device.release_memory()
         notice(f"Plain path, slower: {reason}")
@@ -99,7 +110,8 @@ class PackedEngine:
         self._parameter = torch.nn.Parameter(self._adapter.weights)
         self._parameter.grad = self._adapter.grad
         self._optimizer = _adamw(self._parameter, config)
-        self._sums = torch.zeros(2, device=device.torch_device)
+        self._sums = torch.zeros(3, device=device.torch_device)
+        self._group = current_group()
         self._tried = False
         self._graphs = has_graphs(device) and decoder.kernel == "varlen"
         self._slots: Slots | None = None
@@ -109,7 +121,7 @@ class PackedEngine:
     def expect(self, steps: Sequence[Sequence[TokenisedRow]], rows_a_pass: int) -> None:
         """See `Engine`."""
         self._slots, self._captured, self._ahead = None, None, None
-        passes = [rows for step in steps for rows in _passes(step, rows_a_pass)]
+        passes = [rows for step in steps for rows in _passes(step, rows_a_pass, self._group)]
         if self._graphs and not self._decoder.recompute and len(passes) >= MIN_PASSES:
             self._slots = slots_for(passes)
             self._compile(self._slots.num_tokens * len(passes))
@@ -128,14 +140,16 @@ class PackedEngine:
         """See `Engine`."""
         self._adapter.grad.zero_()
         self._sums.zero_()
-        for batch in self._packed(rows, rows_a_pass):
-            self._add(batch)
+        with whole_or_told(self._group, self._sums):
+            for batch in self._packed(rows, rows_a_pass):
+                self._add(batch)
+        add_up(self._group, self._adapter.grad, self._sums)
         grad = self._adapter.grad.mul_(self._adapter.factor)
         norm = torch.linalg.vector_norm(grad) / len(rows)
         grad.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) / len(rows))
         if following:  # while the device computes
             self._ahead = _key(following), self._packed(following, rows_a_pass)
-        loss, answer_nll, norm_value = torch.cat([self._sums, norm[None]]).tolist()
+        loss, answer_nll, norm_value = torch.cat([self._sums[:2], norm[None]]).tolist()
         return StepResult(loss / len(rows), answer_nll / len(rows), norm_value, sum(map(len, rows)))
 
     def _packed(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> list[PackedBatch]:
@@ -144,7 +158,7 @@ class PackedEngine:
             return self._ahead[1]
         return [
             pack(part, self._config.answer_weight, self._slots).staged(self._device.torch_device)
-            for part in _passes(rows, rows_a_pass)
+            for part in _passes(rows, rows_a_pass, self._group)
         ]
 
     def _add(self, batch: PackedBatch) -> None:
@@ -161,7 +175,7 @@ class PackedEngine:
         """One forward and backward pass; captured or not, the same."""
         loss, answer_nll = self._decoder.loss(batch)
         self._adapter.add_gradients(torch.autograd.grad(loss, self._adapter.leaves))
-        self._sums += torch.stack([loss.detach(), answer_nll.detach()])
+        self._sums[:2] += torch.stack([loss.detach(), answer_nll.detach()])
 
     def _capture(self, batch: PackedBatch, slots: Slots) -> None:
         """Capture a pass, and keep it only if its replay gives what the pass gave."""
@@ -199,7 +213,7 @@ class PackedEngine:
             self._adapter.grad.zero_()
             self._sums.zero_()
             way()
-            results.append(torch.cat([self._sums, self._adapter.grad]))
+            results.append(torch.cat([self._sums[:2], self._adapter.grad]))
         first, second = results
         sums = ((second[:2] - first[:2]).abs() / first[:2].abs()).max()
         gradient = (second[2:] - first[2:]).norm() / first[2:].norm()
@@ -270,10 +284,11 @@ def _key(rows: Sequence[TokenisedRow]) -> tuple[int, ...]:
     return tuple(map(id, rows))
 
 
-def _passes(rows: Sequence[TokenisedRow], rows_a_pass: int) -> list[list[TokenisedRow]]:
-    """Deal a step's rows to as few passes as their number allows, alike in tokens."""
-    parts = deal([len(row) for row in rows], -(-len(rows) // rows_a_pass))
-    return [[rows[index] for index in part] for part in parts]
+def _passes(rows: Sequence[TokenisedRow], rows_a_pass: int, group: Group) -> list[list[TokenisedRow]]:
+    """Deal a step's rows to the processes, and this one's to as few passes as it takes, alike in tokens."""
+    own = [rows[index] for index in deal([len(row) for row in rows], group.size)[group.rank]]
+    parts = deal([len(row) for row in own], -(-len(own) // rows_a_pass))
+    return [[own[index] for index in part] for part in parts]
 
 
 def _adamw(parameter: torch.nn.Parameter, config: TrainConfig) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from medqa.config import TrainConfig
 from medqa.errors import TrainingError
 from medqa.files import write_text
 from medqa.hardware.device import Device, MemoryPlan, is_out_of_memory, plan_memory
+from medqa.hardware.group import current_group
 from medqa.model.batch import TokenisedRow
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
@@ -97,10 +99,14 @@ class _Loop:
         self.model, self.rows, self.config, self.device = model, rows, config, device
         self.folder, self.notice, self.engine, self.pace = folder, notice, engine, pace
         self.interrupted = False
+        self.group = current_group()
         plan = plan_passes(rows, config, device, model.config, engine)
         log.info("%d rows a pass (%s)", plan.rows, plan.reason)
         self.state = TrainState(
-            micro_batch_size=plan.rows, recompute=plan.checkpointing, balanced=engine.balanced
+            # As small as the fullest device of all processes takes.
+            micro_batch_size=-self.group.most(-plan.rows)[0],
+            recompute=bool(self.group.most(int(plan.checkpointing))[0]),
+            balanced=engine.balanced,
         )
         self.steps: list[list[int]] = []
 
@@ -155,10 +161,11 @@ class _Loop:
         self.model.train()
         num_tokens = [0, *itertools.accumulate(sum(len(self.rows[i]) for i in step) for step in self.steps)]
         if self.pace:
-            self.state.num_steps = self.pace.begin(self.state.step, num_tokens)
+            # Clocks differ: the first process's counts.
+            self.state.num_steps = self.group.agree(self.pace.begin(self.state.step, num_tokens))
         last_save = time.monotonic()
         with (
-            (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1) as metrics,
+            self._metrics().open("a", encoding="utf-8", buffering=1) as metrics,
             track("Training", self.state.num_steps, self.state.step) as task,
         ):
             while self.state.step < self.state.num_steps:
@@ -166,21 +173,36 @@ class _Loop:
                 metrics.write(json.dumps(line) + "\n")
                 rate = self.state.num_tokens / self.state.seconds
                 task.advance(1, f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s")
-                if self.pace:
-                    self.state.num_steps = self.pace.review(self.state.step, self.state.num_steps)
-                    task.resize(self.state.num_steps)
-                if self.interrupted or time.monotonic() - last_save > 60 * self.config.checkpoint_minutes:
+                due = time.monotonic() - last_save > 60 * self.config.checkpoint_minutes
+                if self._decide(due):
                     self._save()
                     last_save = time.monotonic()
                 if self.interrupted:
                     raise KeyboardInterrupt
+                task.resize(self.state.num_steps)
         self.engine.finish()
         self.model.eval()
         return self.state
 
+    def _decide(self, due: bool) -> bool:
+        """Agree with the other processes how many steps there will be, and whether to stop; if to save."""
+        num_steps = self.state.num_steps
+        if self.pace and self.group.is_first:
+            num_steps = self.pace.review(self.state.step, num_steps)
+        first = self.group.is_first
+        num_steps, due_now, interrupted = self.group.most(
+            num_steps if first else 0, int(due and first), int(self.interrupted)
+        )
+        self.state.num_steps, self.interrupted = num_steps, bool(interrupted)
+        return bool(due_now) or self.interrupted
+
+    def _metrics(self) -> Path:
+        return self.folder / "metrics.jsonl" if self.group.is_first else Path(os.devnull)
+
     def _save(self) -> None:
         self.state.scaler = self.engine.scaler_state()
-        save_checkpoint(self.folder / "checkpoints", self.engine, self.device.torch_device, self.state)
+        if self.group.is_first:
+            save_checkpoint(self.folder / "checkpoints", self.engine, self.device.torch_device, self.state)
 
     def _trim_metrics(self) -> None:
         """Drop the lines of steps that were done after the checkpoint and are done again."""

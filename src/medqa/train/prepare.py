@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from medqa.config import RunConfig
-from medqa.data.prepared import Pending, TrainingData
+from medqa.config import DataConfig, RunConfig
+from medqa.data.prepared import Pending, TrainingData, begin_corpus
 from medqa.errors import DataError, DeviceError
 from medqa.hardware.device import Device, choose_device
 from medqa.hardware.doctor import compare_views, torch_view
 from medqa.hardware.graphs import has_graphs
+from medqa.hardware.group import Group
 from medqa.hardware.probe import probe
 from medqa.model.batch import TokenisedRow, tokenise_rows
 from medqa.model.decoder import FAMILIES
@@ -22,7 +23,7 @@ from medqa.prompts import PromptRenderer
 from medqa.records import Example
 from medqa.train.read_back import read_back_questions
 
-__all__ = ["Prepared"]
+__all__ = ["InTurn", "Prepared"]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,34 @@ def _together(*works: Callable[[], Any]) -> list[Any]:
     return [results[number] for number in range(len(works))]
 
 
+class InTurn:
+    """A corpus that the first of several processes prepares; the others take it from the cache."""
+
+    def __init__(self, config: DataConfig, seed: int, group: Group) -> None:
+        self._config, self._seed, self._group = config, seed, group
+        self._pending = begin_corpus(config, seed) if group.is_first else None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `result` would not have to wait."""
+        return self._pending is not None and self._pending.is_done
+
+    def result(self) -> TrainingData:
+        """Wait for the corpus; as `Pending.result`."""
+        if self._pending is not None:
+            data = self._pending.result()
+            self._group.wait()
+            return data
+        self._group.wait()
+        self._pending = begin_corpus(self._config, self._seed)
+        return self._pending.result()
+
+    def cancel(self) -> None:
+        """End what is being prepared."""
+        if self._pending is not None:
+            self._pending.cancel()
+
+
 class Prepared:
     """Device, questions, base model and training rows.
 
@@ -75,7 +104,7 @@ class Prepared:
     def __init__(
         self,
         config: RunConfig,
-        questions: Pending,
+        questions: Pending | InTurn,
         prompt: dict[str, Any] | None = None,
         end: float | None = None,
     ) -> None:
@@ -115,7 +144,7 @@ class Prepared:
         return result
 
     def _load(
-        self, prompt: dict[str, Any] | None, questions: Pending
+        self, prompt: dict[str, Any] | None, questions: Pending | InTurn
     ) -> tuple[BaseFiles, PromptRenderer, Any]:
         base = self._timed("find base model", lambda: find_base(self.config.model))
         renderer = load_renderer(base, frozen=prompt)

@@ -7,11 +7,13 @@ from typing import Any
 
 from medqa.config import RunConfig, TrainConfig
 from medqa.data.draw import draw_hash, stratified_rows
-from medqa.data.prepared import Pending, begin_corpus
+from medqa.data.prepared import Pending
 from medqa.errors import CalibrationError, RunError
 from medqa.evaluate.calibrate import calibrate_tuned
 from medqa.evaluate.run import evaluate_tuned
 from medqa.files import file_sha256, write_folder, write_json
+from medqa.hardware.device import choose_device
+from medqa.hardware.group import current_group, join_group
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.batch import TokenisedRow
 from medqa.model.lora import attach_adapter, trainable_parameters
@@ -19,11 +21,12 @@ from medqa.model.tuned import TunedModel
 from medqa.recipe import with_whole_paths
 from medqa.runs import RunFolder
 from medqa.train.budget import explained_rows
+from medqa.train.engine import refuse_different_adapters
 from medqa.train.fast import choose_engine
 from medqa.train.loop import train_adapter
 from medqa.train.pace import Pace, Replay
 from medqa.train.plot import plot_loss
-from medqa.train.prepare import Prepared
+from medqa.train.prepare import InTurn, Prepared
 from medqa.train.timed import TimedRun
 
 __all__ = ["resume", "train"]
@@ -58,10 +61,12 @@ def train(
     Raises:
         MedQAError: Of the kind that says what is wrong.
     """
-    if path.exists():
+    group = join_group(choose_device(config.model).torch_device)
+    if path.exists() and group.is_first:
         RunFolder.create(path, config, recipe)  # says what to do instead
+    path = group.agree(path)
     config = with_whole_paths(config)
-    prepared = Prepared(config, questions or begin_corpus(config.data, config.train.seed), end=end)
+    prepared = Prepared(config, questions or InTurn(config.data, config.train.seed, group), end=end)
     tuning = _Tuning(prepared, config.train, end, plan=plan)
     run = RunFolder.create(path, tuning.applied(config), recipe)
     write_json(path / "data.json", prepared.data.record)
@@ -94,7 +99,8 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
         raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
     model = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
     config = run.config.model_copy(update={"model": model})
-    questions = begin_corpus(config.data, config.train.seed)
+    group = join_group(choose_device(config.model).torch_device)
+    questions = InTurn(config.data, config.train.seed, group)
     prepared = Prepared(config, questions, run.record["prompt"])
     tuning = _Tuning(prepared, run.config.train, None, plan=run.record.get("plan", {}))
     now = prepared.record(tuning.rows)
@@ -234,7 +240,10 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
     if tuning.timed is not None and tuning.pace is not None:
         run.update(plan={**run.record["plan"], "changes": tuning.pace.changes})
     _save_adapter(run, model, prepared)
-    plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")
+    group = current_group()
+    if group.is_first:
+        plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")
+    refuse_different_adapters(tuning.engine, group)
     peak_gib = device.peak_memory_gib()
     seconds = {**prepared.seconds, "training steps": state.seconds, "train": time.monotonic() - clock}
     run.finish(
@@ -246,6 +255,7 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
             "num_tokens": state.num_tokens,
             "tokens_per_second": round(state.num_tokens / state.seconds, 1),
             "num_trained_parameters": num_trained,
+            "num_processes": group.size,
             "micro_batch_size": state.micro_batch_size,
             "path": tuning.engine.record,
             "peak_memory_gib": peak_gib and round(peak_gib, 2),

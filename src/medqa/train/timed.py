@@ -13,6 +13,7 @@ from medqa.evaluate.orders import count_askings
 from medqa.evaluate.run import refuse_trained_on
 from medqa.evaluate.score import Item, default_batch_tokens, make_items, score_items
 from medqa.hardware.device import is_out_of_memory
+from medqa.hardware.group import current_group
 from medqa.model.batch import TokenisedRow
 from medqa.train.budget import Costs, Speeds, TimePlan, plan_evaluation, plan_time
 from medqa.train.engine import Engine
@@ -48,6 +49,7 @@ class TimedRun:
             DataError: If there are none to be measured on.
         """
         self._prepared, self._end = prepared, end
+        self._group = current_group()
         config = prepared.config
         self._questions: QuestionSet = evaluation_set(config.data, config.train.seed)
         refuse_trained_on(self._questions, prepared.data.record["files"])
@@ -96,7 +98,7 @@ class TimedRun:
         self._speeds = Speeds(train_rate, self._score_rate(model, engine), SAVE_S)
         batch_size = self._prepared.config.train.batch_size
         orders = usual_orders(self._prepared.config)
-        plan = plan_time(self._seconds_left, self._costs, self._speeds, batch_size, orders)
+        plan = self._group.agree(plan_time(self._seconds_left, self._costs, self._speeds, batch_size, orders))
         for reason in plan.reasons:
             log.info("Plan: %s", reason)
         asked = self._prepared.config.train
@@ -112,7 +114,8 @@ class TimedRun:
         config, device = prepared.config.train.model_copy(update={"epochs": 1}), prepared.device
         rows = prepared.rows
         passes = plan_passes(rows, config, device, model.config, engine)
-        size, recompute = passes.rows, passes.checkpointing
+        size = -self._group.most(-passes.rows)[0]
+        recompute = bool(self._group.most(int(passes.checkpointing))[0])
         if recompute:
             engine.recompute()
         steps = [
@@ -140,7 +143,7 @@ class TimedRun:
                 engine.expect(steps, size)
                 continue
             rates.append(result.num_tokens / (time.monotonic() - began))
-            if len(rates) > 1 and time.monotonic() - start > limit:
+            if self._group.agree(len(rates) > 1 and time.monotonic() - start > limit):
                 break
         engine.discard()
         later = rates[1:] or rates
@@ -170,13 +173,15 @@ class TimedRun:
                 decoder=engine.decoder,
             )
             rate = filled / (time.monotonic() - began)
-        return rate
+        return rate * self._group.size
 
     def evaluation(self) -> tuple[QuestionSet, EvaluateConfig]:
         """Choose what to be measured on in the time that is left after training."""
         prepared = self._prepared
         seconds = 0.9 * (self._seconds_left - SAVE_S)
-        num_questions, lm_eval, needed = plan_evaluation(max(0.0, seconds), self._costs, self._speeds)
+        num_questions, lm_eval, needed = self._group.agree(
+            plan_evaluation(max(0.0, seconds), self._costs, self._speeds)
+        )
         config = prepared.config
         log.info(
             "Measuring on %s questions: about %.0f of %.0f s left",

@@ -1,0 +1,22 @@
+"""Is this process one of several that torchrun or accelerate started? Read before torch is. Torch-free."""
+
+import os
+
+__all__ = ["is_restart", "place"]
+
+
+def place() -> tuple[int, int]:
+    """Return this process's number and how many there are; (0, 1) for one that is alone.
+
+    Other launchers set some of these variables too, so all that a group needs must be there.
+    """
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    found = [os.environ.get(name, "") for name in needed]
+    if not all(found) or not (found[0].isdecimal() and found[1].isdecimal()) or int(found[1]) < 2:
+        return 0, 1
+    return int(found[0]), int(found[1])
+
+
+def is_restart() -> bool:
+    """Tell whether torchrun started this anew after a process was lost (`--max-restarts`)."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
