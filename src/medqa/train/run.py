@@ -5,8 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medqa.config import RunConfig, TrainConfig
-from medqa.data.draw import draw_hash, stratified_rows
+from medqa.config import RunConfig
 from medqa.data.prepared import Pending
 from medqa.errors import CalibrationError, RunError
 from medqa.evaluate.calibrate import calibrate_tuned
@@ -15,19 +14,15 @@ from medqa.files import file_sha256, write_folder, write_json
 from medqa.hardware.device import choose_device
 from medqa.hardware.group import current_group, join_group
 from medqa.hardware.selftest_record import last_selftest
-from medqa.model.batch import TokenisedRow
-from medqa.model.lora import attach_adapter, trainable_parameters
+from medqa.model.lora import trainable_parameters
 from medqa.model.tuned import TunedModel
 from medqa.recipe import with_whole_paths
 from medqa.runs import RunFolder
-from medqa.train.budget import explained_rows
 from medqa.train.engine import refuse_different_adapters
-from medqa.train.fast import choose_engine
 from medqa.train.loop import train_adapter
-from medqa.train.pace import Pace, Replay
 from medqa.train.plot import plot_loss
 from medqa.train.prepare import InTurn, Prepared
-from medqa.train.timed import TimedRun
+from medqa.train.tuning import Tuning
 
 __all__ = ["resume", "train"]
 
@@ -67,7 +62,7 @@ def train(
     path = group.agree(path)
     config = with_whole_paths(config)
     prepared = Prepared(config, questions or InTurn(config.data, config.train.seed, group), end=end)
-    tuning = _Tuning(prepared, config.train, end, plan=plan)
+    tuning = Tuning(prepared, config.train, end, plan=plan)
     run = RunFolder.create(path, tuning.applied(config), recipe)
     write_json(path / "data.json", prepared.data.record)
     run.update(
@@ -102,7 +97,7 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     group = join_group(choose_device(config.model).torch_device)
     questions = InTurn(config.data, config.train.seed, group)
     prepared = Prepared(config, questions, run.record["prompt"])
-    tuning = _Tuning(prepared, run.config.train, None, plan=run.record.get("plan", {}))
+    tuning = Tuning(prepared, run.config.train, None, plan=run.record.get("plan", {}))
     now = prepared.record(tuning.rows)
     for what, key in (("data", "sha256"), ("data", "num_tokens"), ("base_model", "fingerprint")):
         if now[what][key] != run.record[what][key]:
@@ -119,95 +114,7 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     return _train(run, tuning)
 
 
-class _Tuning:
-    """An adapter on the model, what computes its steps, and the rows to train on.
-
-    Attributes:
-        prepared: Device, questions, base model.
-        config: How to train; as planned, if there is a time.
-        model: PeftModel.
-        engine: What computes the steps.
-        timed: The time, if there is one.
-        plan: What was planned for it.
-        pace: Keeps to it.
-        rows: The rows to train on.
-        notices: What the user was told on the way.
-    """
-
-    def __init__(
-        self,
-        prepared: Prepared,
-        config: TrainConfig,
-        end: float | None,
-        plan: dict[str, Any] | None = None,
-    ) -> None:
-        """Attach the adapter, choose how to compute, and plan.
-
-        Args:
-            prepared: Device, questions, base model.
-            config: How to train.
-            end: When everything must be done, if there is a limit.
-            plan: What an earlier run had planned; empty if it had no limit. None for a new one.
-        """
-        self._run: RunFolder | None = None
-        self.prepared, self.config, self.notices = prepared, config, prepared.notices()
-        for text in self.notices:
-            log.warning("%s", text)
-        self.timed, self.plan = None, None
-        self.pace: Pace | None = None
-        if end is None:
-            self.rows = self._rows((plan or {}).get("num_rows"))
-            if plan and plan.get("steps"):
-                self.pace = Replay(plan["steps"])
-            if plan is None:  # what was begun may go on
-                prepared.refuse_slow_training(config.epochs * sum(map(len, self.rows)))
-        self.model = attach_adapter(prepared.model, config.lora, config.seed)
-        self.engine = choose_engine(
-            self.model, prepared.rows, config, prepared.device, self.notice, prepared.elementwise
-        )
-        if end is not None:
-            self.timed = TimedRun(prepared, end)
-            self.plan, self.pace = self.timed.plan(self.model, self.engine, self.notice)
-            decided = {"epochs": self.plan.epochs, "explanation_share": self.plan.explanation_share}
-            self.config = config.model_copy(update=decided)
-            self.rows = self._rows(self.plan.num_rows)
-
-    def applied(self, config: RunConfig) -> RunConfig:
-        """Put what was planned into all settings."""
-        return config.model_copy(update={"train": self.config})
-
-    def notice(self, text: str) -> None:
-        """Tell the user, and keep it."""
-        log.warning("%s", text)
-        self.notices.append(text)
-        if self._run is not None:
-            self._run.note(text)
-
-    def keep_in(self, run: RunFolder) -> None:
-        """Keep what the user was told, and will be, in the run."""
-        for text in self.notices:
-            if text not in run.record["notices"]:
-                run.note(text)
-        self._run = run
-        if self.pace is not None:
-            pace = self.pace
-            pace.tell = lambda num_steps: run.update(
-                plan={**run.record["plan"], "num_steps": num_steps, "steps": pace.steps}
-            )
-
-    def _rows(self, num_rows: int | None) -> list[TokenisedRow]:
-        """Draw rows, and which of them keep their explanation."""
-        config, prepared = self.config, self.prepared
-        numbers = stratified_rows(prepared.examples, num_rows, config.seed)
-        rows = [prepared.rows[number] for number in numbers]
-        if config.explanation_share == 1:
-            return rows
-        order = [draw_hash(prepared.examples[number], config.seed, "explanation") for number in numbers]
-        kept = explained_rows(order, config.explanation_share)
-        return [row if place in kept else row.without_explanation() for place, row in enumerate(rows)]
-
-
-def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
+def _train(run: RunFolder, tuning: Tuning) -> RunFolder:
     tuning.keep_in(run)
     prepared, config, model, device = tuning.prepared, tuning.config, tuning.model, tuning.prepared.device
     clock = time.monotonic()
@@ -276,7 +183,7 @@ def _train(run: RunFolder, tuning: _Tuning) -> RunFolder:
     return run
 
 
-def _calibrate(run: RunFolder, tuning: _Tuning, tuned: TunedModel) -> None:
+def _calibrate(run: RunFolder, tuning: Tuning, tuned: TunedModel) -> None:
     """Calibrate on what was held back; a run without is a whole run all the same, and says so."""
     plan, data = run.record.get("plan", {}), tuning.prepared.data
     if run.config.data.calibration_share == 0:  # as the settings ask for
