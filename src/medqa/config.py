@@ -104,6 +104,9 @@ class ModelConfig(Section):
     """auto takes the accelerator that torch sees, else the CPU; or a torch device such as cpu."""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Precision of the frozen weights and of the arithmetic; the adapter is always fp32."""
+    shard: bool = False
+    """Spread the frozen weights over all processes (FSDP2), for a model that one device does not hold; else
+    each process holds them all, which is faster. `accelerate launch --use_fsdp` does so too."""
     trust_remote_code: str | None = None
     """Name of the one model whose own Python code may run; must equal model.name."""
 

@@ -2,7 +2,7 @@
 
 import os
 
-__all__ = ["is_restart", "place"]
+__all__ = ["is_restart", "place", "wants_shards"]
 
 
 def place() -> tuple[int, int]:
@@ -20,3 +20,8 @@ def place() -> tuple[int, int]:
 def is_restart() -> bool:
     """Tell whether torchrun started this anew after a process was lost (`--max-restarts`)."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+def wants_shards() -> bool:
+    """Tell whether accelerate was told to spread the weights: `accelerate launch --use_fsdp`."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")

@@ -54,12 +54,13 @@ def settings(tiny_model, word_data):
     ]
 
 
-@pytest.mark.parametrize("path", ["fast", "plain"])
+@pytest.mark.parametrize("path", ["fast", "plain", "sharded"])
 def test_two_processes_train_calibrate_and_measure_as_one(settings, tmp_path, path, monkeypatch):
     monkeypatch.setenv("MEDQA_HOME", str(tmp_path / "home"))
     chosen = [*settings, f"train.fast_path={str(path == 'fast').lower()}"]
     alone = train(load_recipe("medmcqa", chosen), tmp_path / "one", "medmcqa").path
-    code, out, err = finish(launch("train", *words_of(chosen), "--out", tmp_path / "two"))
+    shard = f"model.shard={str(path == 'sharded').lower()}"
+    code, out, err = finish(launch("train", *words_of([*chosen, shard]), "--out", tmp_path / "two"))
     assert code == 0, err[-3000:]
     assert out.count("Adapter ") == 1  # one of them speaks
     two = tmp_path / "two"

@@ -31,10 +31,11 @@ class Group:
     Attributes:
         rank: Number of this one.
         size: How many there are.
+        sharded: Whether the frozen weights are spread over them: every pass is then made by all, in step.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.size, self.sharded = rank, size, False
 
     @property
     def is_first(self) -> bool:
@@ -78,12 +79,35 @@ class Group:
         """Wait until every process is here."""
         self.most(0)
 
+    def shard(self, model: Any, device: torch.device) -> None:
+        """Spread the frozen weights of a model's blocks over all processes, on their devices.
+
+        Embedding and head stay whole in each: they are used outside the blocks' own pass. An adapter that is
+        attached afterwards stays whole too.
+
+        Args:
+            model: A transformers causal language model, on the CPU.
+            device: Where this process computes.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (self.size,))
+        decoder = model.get_decoder()
+        whole = {*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()}
+        for block in decoder.layers:
+            fully_shard(block, mesh=mesh)
+        fully_shard(decoder, mesh=mesh, ignored_params=whole)
+        self.sharded = True
+
     def share(self, values: Sequence[T]) -> list[T]:
-        """Take this process's share: every `size`-th value."""
-        return list(values[self.rank :: self.size])
+        """Take this process's share: every `size`-th value, or all that are sharded passes."""
+        return list(values) if self.sharded else list(values[self.rank :: self.size])
 
     def in_order(self, shares: Sequence[Sequence[T]]) -> list[T]:
         """Put what `share` took apart back into order."""
+        if self.sharded:
+            return list(shares[0])
         whole: list[Any] = [None] * sum(map(len, shares))
         for rank, share in enumerate(shares):
             whole[rank :: self.size] = share

@@ -18,6 +18,7 @@ from medqa.config import ModelConfig
 from medqa.errors import ModelError, RunError
 from medqa.files import read_json
 from medqa.hardware.device import Device
+from medqa.hardware.group import current_group
 from medqa.hub import locate
 from medqa.model.batch import head_logits
 from medqa.model.embedded import SMOLLM2, embedded_model_path
@@ -190,8 +191,13 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
         raise ModelError(f"{folder} has no usable tokenizer: {exc}", "add tokenizer.json to it") from exc
 
 
-def load_model(base: BaseFiles, device: Device) -> Any:
+def load_model(base: BaseFiles, device: Device, *, shard: bool = False) -> Any:
     """Load the base model, frozen, onto the device.
+
+    Args:
+        base: Its files.
+        device: Where to.
+        shard: Spread its weights over all processes of the group, if there are several.
 
     Returns:
         A transformers causal language model in evaluation mode.
@@ -214,7 +220,10 @@ def load_model(base: BaseFiles, device: Device) -> Any:
         raise ModelError(f"{base.path} can't be loaded: {exc}", "check the folder") from exc
     model.requires_grad_(False)
     model.eval()
+    group = current_group()
     with device.out_of_memory_is("load the model"):
+        if shard and group.size > 1:
+            group.shard(model, device.torch_device)
         model = model.to(device.torch_device)
         _check_head(model, device)
     return model

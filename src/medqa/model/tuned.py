@@ -6,6 +6,7 @@ from typing import Any
 
 from medqa.errors import ModelError
 from medqa.hardware.device import Device, choose_device
+from medqa.launch import wants_shards
 from medqa.model.decoder import PackedDecoder
 from medqa.model.load import BaseFiles, find_base, load_model, load_renderer
 from medqa.model.lora import load_adapter
@@ -58,5 +59,5 @@ def load_tuned(path: Path, trust_remote_code: str | None = None, **changes: Any)
             f"the run began with {run.record['base_model']['path']}; put that model back",
         )
     device = choose_device(config)
-    model = load_adapter(load_model(base, device), adapter, device)
+    model = load_adapter(load_model(base, device, shard=config.shard or wants_shards()), adapter, device)
     return TunedModel(run, base, device, load_renderer(base, adapter, run.record["prompt"]), model)

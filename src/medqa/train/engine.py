@@ -54,6 +54,9 @@ class StepResult:
 def own_passes(rows: Sequence[TokenisedRow], rows_a_pass: int, group: Group) -> list[list[TokenisedRow]]:
     """Deal a step's rows to the processes, alike in tokens, and this one's to its passes."""
     own = [rows[index] for index in deal([len(row) for row in rows], group.size)[group.rank]]
+    if group.sharded:  # as many passes as the others make
+        num_passes = -(-len(rows) // group.size // rows_a_pass)
+        return [own[start::num_passes] for start in range(num_passes)]
     return [own[start : start + rows_a_pass] for start in range(0, len(own), rows_a_pass)]
 
 
@@ -68,7 +71,7 @@ def whole_or_told(group: Group, sums: torch.Tensor) -> Iterator[None]:
     try:
         yield
     except RuntimeError as exc:
-        if group.size == 1 or not is_out_of_memory(exc):
+        if group.size == 1 or group.sharded or not is_out_of_memory(exc):
             raise
         sums[-1] = 1
 
@@ -194,7 +197,10 @@ class PlainEngine:
         sums = torch.zeros(3, device=self._device.torch_device)
         with whole_or_told(self._group, sums):
             for part in own_passes(rows, rows_a_pass, self._group):
-                self._add(part, len(rows), sums)
+                if part:
+                    self._add(part, 1 / len(rows), sums)
+                else:  # the others need this process's weights
+                    self._add(rows[:1], 0.0, torch.zeros_like(sums))
         parameters = [p for _, p in trainable_parameters(self._model)]
         self._exchange(parameters, sums)
         self._scaler.unscale_(self._optimizer)
@@ -203,14 +209,14 @@ class PlainEngine:
         num_tokens = sum(len(row) for row in rows)
         return StepResult(found[0] / len(rows), found[1] / len(rows), found[2], num_tokens)
 
-    def _add(self, rows: Sequence[TokenisedRow], num_rows: int, sums: torch.Tensor) -> None:
+    def _add(self, rows: Sequence[TokenisedRow], weight: float, sums: torch.Tensor) -> None:
         """One forward and backward pass."""
         batch = collate(rows, self._config.answer_weight).to(self._device.torch_device)
         with compute_context(self._model, self._device):
             loss, answer_nll = self._loss(
                 batch.input_ids_BT, batch.position_N, batch.label_N, batch.weight_N, batch.is_answer_N
             )
-        self._scaler.scale(loss / num_rows).backward()
+        self._scaler.scale(loss * weight).backward()
         sums[:2] += torch.stack([loss.detach(), answer_nll])
 
     def _exchange(self, parameters: list[torch.nn.Parameter], sums: torch.Tensor) -> None:

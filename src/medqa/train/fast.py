@@ -61,6 +61,7 @@ def choose_engine(
         log.info("Plain path: set by train.fast_path")
         return PlainEngine(model, config, device, "set by train.fast_path")
     reason = "fp16 needs a loss scaler" if device.precision == "fp16" else why_not_packed(model)
+    reason = "the weights are sharded" if current_group().sharded else reason
     if reason is not None:
         log.info("Plain path: %s", reason)
         return PlainEngine(model, config, device, reason)

@@ -124,7 +124,8 @@ class _Loop:
                 raise
             raise TrainingError(
                 f"memory ran out at step {self.state.step + 1}, outside the passes that can be made smaller",
-                "close other programs on the device, or a smaller train.lora.rank",
+                "close other programs on the device, or a smaller train.lora.rank"
+                + (", or train.micro_batch_size=1" if self.group.sharded else ""),
             ) from exc
         finally:
             for number, handler in previous.items():
@@ -243,7 +244,7 @@ class _Loop:
             try:
                 return self.engine.gradients(rows, self.state.micro_batch_size, following)
             except RuntimeError as exc:
-                if not is_out_of_memory(exc):
+                if self.group.sharded or not is_out_of_memory(exc):
                     raise
             # The traceback held the tensors that filled the memory: here, it is gone.
             self.engine.discard()

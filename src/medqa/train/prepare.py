@@ -15,6 +15,7 @@ from medqa.hardware.doctor import compare_views, torch_view
 from medqa.hardware.graphs import has_graphs
 from medqa.hardware.group import Group
 from medqa.hardware.probe import probe
+from medqa.launch import wants_shards
 from medqa.model.batch import TokenisedRow, tokenise_rows
 from medqa.model.decoder import FAMILIES
 from medqa.model.elementwise import Elementwise, compile_elementwise
@@ -148,7 +149,8 @@ class Prepared:
     ) -> tuple[BaseFiles, PromptRenderer, Any]:
         base = self._timed("find base model", lambda: find_base(self.config.model))
         renderer = load_renderer(base, frozen=prompt)
-        model = self._timed("load base model", lambda: load_model(base, self.device))
+        shard = self.config.model.shard or wants_shards()
+        model = self._timed("load base model", lambda: load_model(base, self.device, shard=shard))
         if not questions.is_done and self._may_be_long(model):
             # Most of it is over before the questions are prepared.
             self.elementwise, reason = self._timed(
