@@ -120,7 +120,7 @@ class Ours(Tool):
 
     def train(self, rows, epochs):
         from medqa.config import TrainConfig
-        from medqa.train.fast import choose_engine
+        from medqa.train.choice import choose_engine
         from medqa.train.loop import train_adapter
 
         fields = {}

@@ -13,12 +13,16 @@ traceback. Only the command line catches them, prints message and hint, and exit
     * EngineError      a model server can't be reached or answers wrongly
         * RefusedByEngineError  it refuses one prompt, and may take others
     * HubError         the model hub can't be reached or refuses
+    * MachineError     the disk is full or can't be written to, memory is exhausted
     * ModelError       a base model, a tokenizer or an adapter
     * PublishError     an export that is not the tuned model, or a folder that must not be published
     * RunError         a run folder: missing, half written, already there
     * TimeLimitError   an answer took longer than a server gives it
     * TrainingError    training can't go on: non-finite loss, out of memory
 """
+
+import errno
+import re
 
 __all__ = [
     "BusyError",
@@ -29,6 +33,7 @@ __all__ = [
     "DeviceError",
     "EngineError",
     "HubError",
+    "MachineError",
     "MedQAError",
     "ModelError",
     "PublishError",
@@ -36,6 +41,7 @@ __all__ = [
     "RunError",
     "TimeLimitError",
     "TrainingError",
+    "machine_fault",
 ]
 
 
@@ -102,6 +108,10 @@ class HubError(MedQAError):
     """The model hub can't be reached, or refuses what was asked for."""
 
 
+class MachineError(MedQAError):
+    """The disk is full or can't be written to, or memory is exhausted."""
+
+
 class ModelError(MedQAError):
     """A base model, tokenizer or adapter can't be used."""
 
@@ -120,3 +130,32 @@ class TimeLimitError(MedQAError):
 
 class TrainingError(MedQAError):
     """Training can't go on."""
+
+
+_FAULTS = {
+    errno.ENOSPC: "make room, then the same command again: what was written whole stays",
+    errno.EDQUOT: "make room within your quota, then the same command again",
+    errno.EROFS: "give a place that can be written to",
+    errno.EACCES: "give a place that you may read and write, or change its permissions",
+    errno.EPERM: "give a place that you may read and write, or change its permissions",
+    errno.EIO: "the disk or its connection fails; copy what is there elsewhere",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+}
+
+
+def machine_fault(exc: BaseException) -> MachineError | None:
+    """Say what an error means that comes from the machine and not from a fault of the program.
+
+    Libraries written in other languages hand on what the system said as text.
+    """
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, MemoryError):
+            return MachineError("memory is exhausted", "close other programs, or a smaller model or batch")
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number is None and (found := re.search(r"\(os error (\d+)\)", str(seen))):
+            number = int(found[1])
+        if number in _FAULTS:
+            return MachineError(str(seen), _FAULTS[number])
+        seen = seen.__cause__ or seen.__context__
+    return None

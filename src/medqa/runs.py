@@ -19,41 +19,28 @@ Files are written as `medqa.files` does: whole or not there.
 
 import contextlib
 import datetime
-import importlib.metadata
 import os
-import platform
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import FileLock, Timeout
 
-from medqa import __version__
 from medqa.config import RunConfig
 from medqa.errors import RunError
 from medqa.files import file_sha256, read_json, write_json, write_text, writes
 from medqa.hub import HUB_MARK, fetch_run
+from medqa.provenance import provenance
 from medqa.recipe import dump
 
 __all__ = [
     "RunFolder",
     "home",
     "new_run_path",
-    "provenance",
 ]
 
 RUN_VERSION = 3
-
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "safetensors",
-    "numpy",
-    "huggingface_hub",
-)
 
 
 def home() -> Path:
@@ -72,31 +59,6 @@ def new_run_path(recipe: str, parent: str = "runs") -> Path:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-def _git_state() -> dict[str, Any] | None:
-    """Commit of the checkout this package runs from, or None if it is installed elsewhere."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
-
-
-def provenance() -> dict[str, Any]:
-    """Say which program on which machine writes this: versions, git state, platform."""
-    versions = {"medqa": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "git": _git_state(),
-        "command": " ".join(sys.argv),
-    }
 
 
 class RunFolder:
@@ -247,6 +209,33 @@ class RunFolder:
                 "copy the run again, or train again",
             )
         return folder
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Write into the run, and let no other process do so meanwhile.
+
+        Raises:
+            RunError: If another one does, or nothing can be written there.
+        """
+        if not writes():
+            yield
+            return
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout as exc:
+            raise RunError(
+                f"another process writes into {self.path}", "wait until it has ended, or end it"
+            ) from exc
+        except OSError as exc:
+            raise RunError(
+                f"{self.path} can't be written to: {exc.strerror or exc}",
+                f"chmod -R u+w {self.path}, or copy it to where you may write",
+            ) from exc
+        try:
+            yield
+        finally:
+            lock.release()
 
     def note(self, text: str) -> None:
         """Keep a notice in run.json, so that what the user was told stays with the run."""

@@ -14,8 +14,9 @@ from medqa.model.load import find_base, load_model, load_renderer
 from medqa.model.lora import attach_adapter, trainable_parameters
 from medqa.testing import make_examples
 from medqa.train import fast
+from medqa.train.choice import choose_engine
 from medqa.train.engine import PlainEngine
-from medqa.train.fast import PackedEngine, choose_engine
+from medqa.train.fast import PackedEngine
 from medqa.train.schedule import plan_steps
 
 CONFIG = TrainConfig(batch_size=4, epochs=4, learning_rate=0.005, weight_decay=0.01, lora=LoraConfig(rank=4))

@@ -6,7 +6,6 @@ traceback), 2 something the user can mend, 130 interrupted. Heavy imports stay i
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -14,19 +13,17 @@ import typer
 
 from medqa.cli.bulk import answer
 from medqa.cli.exporting import export
-from medqa.cli.options import Json, Settings, Trust
+from medqa.cli.options import Json, Recipe, Settings, Trust
 from medqa.cli.publishing import publish
 from medqa.cli.recipes import recipes
 from medqa.cli.reproducing import reproduce
 from medqa.cli.serving import serve
+from medqa.cli.training import train
 from medqa.cli.trust import calibrate, compare, evaluate
-from medqa.errors import ConfigError, MedQAError
-from medqa.launch import is_restart, place
+from medqa.errors import ConfigError, MedQAError, machine_fault
+from medqa.launch import place
 
 __all__ = ["app", "main"]
-
-# What --minutes counts from: loading torch and the model is part of the wait.
-STARTED = time.monotonic()
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,10 +35,6 @@ app = typer.Typer(
 )
 app.add_typer(recipes, name="recipe")
 
-Recipe = Annotated[
-    str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
-]
-
 
 def main() -> None:
     """Run the program."""
@@ -50,21 +43,28 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
     except MedQAError as exc:
-        rank, size = place()
-        print(f"Error{f' in process {rank} of {size}' if size > 1 else ''}: {exc}", file=sys.stderr)
-        code = 2
+        code = _say(exc)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as exc:
         # click's usage errors know how to show themselves; everything else is a bug.
         show = getattr(exc, "show", None)
-        if show is None:
+        if show is not None:
+            show()
+            code = getattr(exc, "exit_code", 2)
+        elif (fault := machine_fault(exc)) is not None:
+            code = _say(fault)
+        else:
             raise
-        show()
-        code = getattr(exc, "exit_code", 2)
     if code == 130:
         print("Interrupted.", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(exc: MedQAError) -> int:
+    rank, size = place()
+    print(f"Error{f' in process {rank} of {size}' if size > 1 else ''}: {exc}", file=sys.stderr)
+    return 2
 
 
 # What several processes do together; the rest would be done once by each.
@@ -158,74 +158,7 @@ def data(
     build_data(config, recipe, settings, out, as_json=as_json)
 
 
-@app.command()
-def train(
-    recipe: Recipe = None,
-    settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make; runs/RECIPE-N if not given.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with an interrupted run instead.")
-    ] = None,
-    minutes: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Be done in so many minutes: plans what fits, trains, scores."),
-    ] = None,
-    trust: Trust = None,
-    as_json: Json = False,
-) -> None:
-    """Fine-tune an adapter.
-
-    With --minutes, this machine's speed is measured, and rows, epochs, share of explanations and questions to
-    score are planned to fit; the plan is shown, and made anew when the speed changes.
-
-    \b
-    Examples:
-      medqa train
-      medqa train --minutes 5
-      medqa train medmcqa-2k --set model.name=path/to/model --set data.name=path/to/medmcqa
-      medqa train --resume runs/medmcqa-1
-    """
-    from medqa.cli.output import print_json, print_trained
-    from medqa.cli.trust_output import print_report
-    from medqa.data.prepared import begin_corpus
-    from medqa.files import read_json
-    from medqa.hardware.environment import prepare_environment
-    from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned, with_whole_paths
-    from medqa.runs import new_run_path
-
-    if is_restart() and resume is None and out is not None and (out / "run.json").is_file():
-        resume, out, settings, recipe, minutes = out, None, None, None, None  # a process was lost
-    if resume is not None:
-        if settings or out or recipe or minutes:
-            raise ConfigError(
-                "--resume goes on with the run's own recipe, settings and folder",
-                "leave out RECIPE, --set, --out and --minutes, or train anew without --resume",
-            )
-        prepare_environment()
-        from medqa.train.run import resume as resume_run
-
-        run = resume_run(resume, trust)
-    else:
-        recipe = recipe or DEFAULT_RECIPE
-        config = with_whole_paths(load_recipe(recipe, settings or []))
-        if minutes:
-            refuse_planned(settings or [])
-        environment = prepare_environment(config.model.device)
-        # In a process of its own, which has a head start of torch's import.
-        questions = begin_corpus(config.data, config.train.seed) if place()[1] == 1 else None
-        from medqa.train.run import train as train_run
-
-        end = STARTED + 60 * minutes if minutes else None
-        path = out or new_run_path(recipe)
-        run = train_run(config, path, recipe, environment, questions=questions, end=end)
-    if as_json:
-        print_json({"run": str(run.path), **run.record})
-        return
-    print_trained(run)
-    if minutes:
-        print_report(read_json(run.path / run.record["report"]))
-
-
+app.command()(train)
 app.command()(calibrate)
 app.command()(evaluate)
 app.command()(compare)

@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Json", "Run", "Settings", "Trust"]
+__all__ = ["Json", "Recipe", "Run", "Settings", "Trust"]
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Recipe = Annotated[
+    str | None, typer.Argument(help="Recipe name, or a path ending in .yaml; medmcqa if not given.")
+]
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run folder that `medqa train` made, or hub:ORG/NAME.")
 ]

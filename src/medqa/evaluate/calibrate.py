@@ -20,8 +20,9 @@ from medqa.hardware.group import current_group, join_group
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
 from medqa.prompts import PromptRenderer
+from medqa.provenance import provenance
 from medqa.records import Example
-from medqa.runs import RunFolder, provenance
+from medqa.runs import RunFolder
 from medqa.trust.calibration import Calibration, LogLikelihoods
 from medqa.trust.calibrators import Temperature
 from medqa.trust.fitting import MIN_ROWS, fit_calibration
@@ -70,13 +71,14 @@ def calibrate(
     run.refuse_if_published("calibrate")
     join_group(choose_device(run.config.model).torch_device)
     questions = begin_corpus(run.config.data, run.config.train.seed)
-    try:
-        tuned = load_tuned(path, trust_remote_code)
-        data = questions.result()
-    finally:
-        questions.cancel()
-    refuse_other_questions(run, data)
-    return calibrate_tuned(tuned, data, orders, max_rows=max_rows)
+    with run.held():
+        try:
+            tuned = load_tuned(path, trust_remote_code)
+            data = questions.result()
+        finally:
+            questions.cancel()
+        refuse_other_questions(run, data)
+        return calibrate_tuned(tuned, data, orders, max_rows=max_rows)
 
 
 def refuse_other_questions(run: RunFolder, data: TrainingData) -> None:

@@ -24,9 +24,10 @@ from medqa.hardware.group import join_group
 from medqa.hardware.selftest_record import last_selftest
 from medqa.launch import place
 from medqa.model.tuned import TunedModel, load_tuned
+from medqa.provenance import provenance
 from medqa.recipe import changed_config
 from medqa.records import Prediction
-from medqa.runs import RunFolder, provenance
+from medqa.runs import RunFolder
 
 __all__ = ["evaluate", "evaluate_engine", "evaluate_tuned", "refuse_trained_on"]
 
@@ -64,12 +65,14 @@ def evaluate(
     refuse_trained_on(questions, run.record["data"]["files"])
     if engine is None:
         join_group(choose_device(config.model).torch_device)
-        return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
+        with run.held():
+            return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
     if place()[1] > 1:
         raise ConfigError("several processes would each ask the server everything", "without torchrun")
     remote = load_remote(path, engine)
     try:
-        return evaluate_engine(remote, run, questions, config.evaluate)
+        with run.held():
+            return evaluate_engine(remote, run, questions, config.evaluate)
     finally:
         remote.close()
 

@@ -15,6 +15,7 @@ import torch
 from medqa.config import ModelConfig, RunConfig
 from medqa.errors import DeviceError, ModelError
 from medqa.hardware.torchrun import own_accelerator
+from medqa.launch import place
 
 __all__ = [
     "Device",
@@ -185,6 +186,8 @@ def _torch_device(wanted: str) -> tuple[torch.device, str]:
         return torch.device("cpu"), "torch sees no accelerator"
     try:
         device = torch.device(wanted)
+        if device.index is None and device.type != "cpu" and place()[1] > 1:
+            device = torch.device(device.type, own_accelerator()[0])  # each process its own
         torch.empty(1, device=device).cpu()  # "meta" has no values
     except Exception as exc:
         raise ModelError(

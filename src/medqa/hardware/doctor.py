@@ -11,7 +11,7 @@ from typing import Any
 
 from medqa.hardware.probe import Machine, Vendor, probe
 from medqa.hardware.rules import Finding, check
-from medqa.runs import provenance
+from medqa.provenance import provenance
 
 __all__ = ["INSTALL", "compare_views", "diagnose", "torch_view"]
 

@@ -95,7 +95,7 @@ def load_adapter(model: Any, folder: Path, device: Device) -> Any:
             tuned = peft.PeftModel.from_pretrained(
                 model, str(folder), torch_device=str(device.torch_device), autocast_adapter_dtype=True
             )
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as exc:
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as exc:
         raise ModelError(
             f"the adapter {folder} does not fit this base model: {str(exc).splitlines()[0]}",
             "use the base model that the adapter was trained on",

@@ -23,6 +23,7 @@ from medqa.errors import ConfigError, RunError
 from medqa.evaluate.engine import Engine
 from medqa.files import file_sha256, read_json, write_folder, write_json, write_text
 from medqa.model.load import find_base, load_renderer
+from medqa.provenance import provenance
 from medqa.publish.folder import base_on_hub, copy_run
 from medqa.publish.gguf import WRITTEN, refuse_unwritable, write_gguf
 from medqa.publish.llama import QUANTIZED, LlamaEngine, quantize
@@ -32,7 +33,7 @@ from medqa.publish.modelfile import modelfile
 from medqa.publish.parity import Parity
 from medqa.publish.recalibrate import recalibrate
 from medqa.publish.subject import Subject
-from medqa.runs import RunFolder, provenance
+from medqa.runs import RunFolder
 
 __all__ = ["Exported", "Target", "export"]
 

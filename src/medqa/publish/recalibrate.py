@@ -9,9 +9,10 @@ from typing import cast
 from medqa.evaluate.calibrate import NUM_ROWS_ON_CPU, fit_by_orders, held_back, record_of
 from medqa.evaluate.engine import Engine
 from medqa.evaluate.score import make_items
+from medqa.provenance import provenance
 from medqa.publish.parity import HeldOut, Parity, is_valid
 from medqa.publish.scrub import scrub
-from medqa.runs import RunFolder, provenance
+from medqa.runs import RunFolder
 from medqa.trust.fitting import MIN_ROWS
 from medqa.trust.permutation import NumOrders
 from medqa.trust.store import FILE_NAME, CalibrationFile

@@ -19,8 +19,9 @@ from medqa.evaluate.run import evaluate
 from medqa.files import read_json, write_json
 from medqa.hardware.device import choose_device
 from medqa.model.load import find_base
+from medqa.provenance import provenance
 from medqa.recipe import changed_config, with_whole_paths
-from medqa.runs import RunFolder, provenance
+from medqa.runs import RunFolder
 from medqa.train.run import train
 
 __all__ = ["PLACES", "reproduce"]

@@ -20,8 +20,8 @@ from medqa.hardware.group import current_group
 from medqa.model.batch import TokenisedRow
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
+from medqa.train.choice import choose_engine
 from medqa.train.engine import Engine, StepResult
-from medqa.train.fast import choose_engine
 from medqa.train.pace import Pace
 from medqa.train.schedule import learning_rate, plan_steps
 

@@ -115,6 +115,11 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
 
 
 def _train(run: RunFolder, tuning: Tuning) -> RunFolder:
+    with run.held():
+        return _train_alone(run, tuning)
+
+
+def _train_alone(run: RunFolder, tuning: Tuning) -> RunFolder:
     tuning.keep_in(run)
     prepared, config, model, device = tuning.prepared, tuning.config, tuning.model, tuning.prepared.device
     clock = time.monotonic()

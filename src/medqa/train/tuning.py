@@ -9,7 +9,7 @@ from medqa.model.batch import TokenisedRow
 from medqa.model.lora import attach_adapter
 from medqa.runs import RunFolder
 from medqa.train.budget import explained_rows
-from medqa.train.fast import choose_engine
+from medqa.train.choice import choose_engine
 from medqa.train.pace import Pace, Replay
 from medqa.train.prepare import Prepared
 from medqa.train.timed import TimedRun

@@ -1,0 +1,48 @@
+"""Which program on which machine: what every record that is kept says of itself."""
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from medqa import __version__
+
+__all__ = ["provenance"]
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "safetensors",
+    "numpy",
+    "huggingface_hub",
+)
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the checkout this package runs from, or None if it is installed elsewhere."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def provenance() -> dict[str, Any]:
+    """Say which program on which machine writes this: versions, git state, platform."""
+    versions = {"medqa": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "versions": versions,
+        "platform": platform.platform(),
+        "git": _git_state(),
+        "command": " ".join(sys.argv),
+    }
