@@ -159,6 +159,9 @@ class TrainConfig(Section):
     fast_path: bool = True
     """Run packed rows through fused layers, where that is found to equal the plain way on your own rows;
     false takes transformers' and PEFT's own layers."""
+    deterministic: bool = False
+    """Make an accelerator add in one order, so that the same run gives the same adapter to the bit there too;
+    slower. A CPU does so anyway."""
     allow_slow: bool = False
     """Train on the CPU even where that is estimated to take hours."""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0

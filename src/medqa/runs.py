@@ -20,6 +20,7 @@ Files are written as `medqa.files` does: whole or not there.
 import contextlib
 import datetime
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,9 +234,16 @@ class RunFolder:
                 f"chmod -R u+w {self.path}, or copy it to where you may write",
             ) from exc
         try:
+            self._sweep()
             yield
         finally:
             lock.release()
+
+    def _sweep(self) -> None:
+        """Take away what writers that were killed left half done; nobody else writes here now."""
+        for folder in (self.path, self.path / "adapter", self.path / "checkpoints"):
+            for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def note(self, text: str) -> None:
         """Keep a notice in run.json, so that what the user was told stays with the run."""

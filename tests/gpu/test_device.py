@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from medqa.config import ModelConfig
-from medqa.hardware.device import choose_device, plan_memory
+from medqa.hardware.device import choose_device
 from medqa.hardware.doctor import diagnose
+from medqa.hardware.memory import plan_memory
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.selftest import run_selftest
 from medqa.recipe import load_recipe

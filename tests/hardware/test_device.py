@@ -8,8 +8,9 @@ import torch
 from hardware import machines
 from medqa.config import ModelConfig
 from medqa.errors import DeviceError
-from medqa.hardware.device import Device, choose_device, default_batch, plan_memory, torch_build
+from medqa.hardware.device import Device, choose_device, torch_build
 from medqa.hardware.doctor import compare_views, diagnose
+from medqa.hardware.memory import default_batch, plan_memory
 from medqa.hardware.probe import probe
 
 AOT = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"

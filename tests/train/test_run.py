@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medqa.errors import DataError, DeviceError, ModelError, RunError, TrainingError
-from medqa.hardware.device import MemoryPlan
+from medqa.hardware.memory import MemoryPlan
 from medqa.recipe import load_recipe
 from medqa.train import engine, fast, loop
 from medqa.train.run import resume, train

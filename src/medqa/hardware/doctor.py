@@ -113,7 +113,8 @@ def diagnose(
     device = None
     if "error" not in view:
         from medqa.config import ModelConfig
-        from medqa.hardware.device import choose_device, default_batch
+        from medqa.hardware.device import choose_device
+        from medqa.hardware.memory import default_batch
 
         chosen = choose_device(ModelConfig())
         device = {**chosen.record(), "batch": default_batch(chosen)}

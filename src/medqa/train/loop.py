@@ -15,8 +15,9 @@ from typing import Any
 from medqa.config import TrainConfig
 from medqa.errors import TrainingError
 from medqa.files import write_text
-from medqa.hardware.device import Device, MemoryPlan, is_out_of_memory, plan_memory
+from medqa.hardware.device import Device, is_out_of_memory
 from medqa.hardware.group import current_group
+from medqa.hardware.memory import MemoryPlan, plan_memory
 from medqa.model.batch import TokenisedRow
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint

@@ -11,7 +11,7 @@ from medqa.errors import CalibrationError, RunError
 from medqa.evaluate.calibrate import calibrate_tuned
 from medqa.evaluate.run import evaluate_tuned
 from medqa.files import file_sha256, write_folder, write_json
-from medqa.hardware.device import choose_device
+from medqa.hardware.device import be_deterministic, choose_device
 from medqa.hardware.group import current_group, join_group
 from medqa.hardware.selftest_record import last_selftest
 from medqa.model.lora import trainable_parameters
@@ -56,6 +56,8 @@ def train(
     Raises:
         MedQAError: Of the kind that says what is wrong.
     """
+    if config.train.deterministic:
+        be_deterministic()
     group = join_group(choose_device(config.model).torch_device)
     if path.exists() and group.is_first:
         RunFolder.create(path, config, recipe)  # says what to do instead
@@ -94,6 +96,8 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
         raise RunError(f"{path} ended before training began", f"delete it and train again: rm -r {path}")
     model = run.config.model.model_copy(update={"trust_remote_code": trust_remote_code})
     config = run.config.model_copy(update={"model": model})
+    if config.train.deterministic:
+        be_deterministic()
     group = join_group(choose_device(config.model).torch_device)
     questions = InTurn(config.data, config.train.seed, group)
     prepared = Prepared(config, questions, run.record["prompt"])
