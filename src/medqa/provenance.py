@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medqa import __version__
+from medqa.secrets import mask_secrets
 
 __all__ = ["provenance"]
 
@@ -44,5 +45,5 @@ def provenance() -> dict[str, Any]:
         "versions": versions,
         "platform": platform.platform(),
         "git": _git_state(),
-        "command": " ".join(sys.argv),
+        "command": mask_secrets(" ".join(sys.argv)),
     }

@@ -6,6 +6,7 @@ traceback), 2 something the user can mend, 130 interrupted. Heavy imports stay i
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from medqa.cli.training import train
 from medqa.cli.trust import calibrate, compare, evaluate
 from medqa.errors import ConfigError, MedQAError, machine_fault
 from medqa.launch import place
+from medqa.secrets import mask_secrets
 
 __all__ = ["app", "main"]
 
@@ -46,7 +48,7 @@ def main() -> None:
         code = _say(exc)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - the last place that can mask what a bug shows
         # click's usage errors know how to show themselves; everything else is a bug.
         show = getattr(exc, "show", None)
         if show is not None:
@@ -55,7 +57,8 @@ def main() -> None:
         elif (fault := machine_fault(exc)) is not None:
             code = _say(fault)
         else:
-            raise
+            print(mask_secrets(traceback.format_exc()), end="", file=sys.stderr)
+            code = 1
     if code == 130:
         print("Interrupted.", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
@@ -63,7 +66,10 @@ def main() -> None:
 
 def _say(exc: MedQAError) -> int:
     rank, size = place()
-    print(f"Error{f' in process {rank} of {size}' if size > 1 else ''}: {exc}", file=sys.stderr)
+    print(
+        f"Error{f' in process {rank} of {size}' if size > 1 else ''}: {mask_secrets(str(exc))}",
+        file=sys.stderr,
+    )
     return 2
 
 

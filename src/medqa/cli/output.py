@@ -14,6 +14,7 @@ from rich.table import Table
 
 from medqa.launch import place
 from medqa.runs import RunFolder
+from medqa.secrets import MaskSecrets
 
 __all__ = [
     "print_fields",
@@ -34,6 +35,7 @@ def set_up_logging() -> None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
         return
     handler = logging.StreamHandler()
+    handler.setFormatter(MaskSecrets())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)

@@ -1,7 +1,6 @@
 """What a folder must not hold when it leaves the machine: secrets, places, code, training questions."""
 
 import json
-import os
 import re
 import socket
 from collections.abc import Collection, Iterator
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from medqa.errors import PublishError
 from medqa.publish.scrub import scrub_text
+from medqa.secrets import find_secrets
 
 __all__ = ["MODEL_FILES", "check_folder", "check_secrets"]
 
@@ -36,18 +36,6 @@ MODEL_FILES = frozenset(
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 """Pieces of words by the ten thousand, some of which look like anything."""
 
-_SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
-    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{20,}\b",
-    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})\b",
-    "a Google key": r"\bAIza[A-Za-z0-9_-]{35}\b",
-    "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]+@",
-}
-_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
-_MIN_SECRET_CHARACTERS = 8
 _MIN_QUESTION_CHARACTERS = 30
 _MIN_HOST_CHARACTERS = 6
 _ROOT_PARTS = 2
@@ -85,24 +73,15 @@ def check_folder(
 def check_secrets(folder: Path) -> None:
     """Raise PublishError if a text in a folder holds a key or a secret of the environment."""
     found = [
-        f"{path.relative_to(folder)} {what}"
+        f"{path.relative_to(folder)} holds {what}"
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        for what in _secrets(path.read_text(encoding="utf-8", errors="replace"))
+        for what in find_secrets(path.read_text(encoding="utf-8", errors="replace"))
     ]
     if found:
         raise PublishError(
             f"this must not be published: {'; '.join(found[:_SHOWN])}", "take it out, and publish again"
         )
-
-
-def _secrets(text: str) -> Iterator[str]:
-    for variable, value in os.environ.items():
-        if _SECRET_NAME.search(variable) and len(value) >= _MIN_SECRET_CHARACTERS and value in text:
-            yield f"holds the value of {variable}"
-    for kind, pattern in _SECRETS.items():
-        if re.search(pattern, text):
-            yield f"holds {kind}"
 
 
 def _in_weights(path: Path) -> Iterator[str]:
@@ -122,7 +101,7 @@ def _in_text(path: Path, questions: set[str]) -> Iterator[str]:
         yield f"is no text ({type(exc).__name__})"
         return
     if path.name in _VOCABULARY:  # looks like keys, here and there
-        yield from (what for what in _secrets(text) if what.startswith("holds the value"))
+        yield from (f"holds {what}" for what in find_secrets(text) if what.startswith("the value"))
         return
     lines = text.splitlines()
     if path.suffix == ".json":
@@ -139,7 +118,7 @@ def _in_text(path: Path, questions: set[str]) -> Iterator[str]:
 
 def _in_lines(lines: list[str]) -> Iterator[str]:
     text = "\n".join(lines)
-    yield from _secrets(text)
+    yield from (f"holds {what}" for what in find_secrets(text))
     if any(scrub_text(line) != line for line in lines) or any(place.search(text) for place in _own_places()):
         yield "names a place on this machine"
 
