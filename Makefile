@@ -6,7 +6,7 @@ VENV_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c $(VENV)/constraints.txt
 
-.PHONY: quickstart test test-all check fix docs lock clean
+.PHONY: quickstart test test-all check check-security acceptance fix docs lock clean
 
 quickstart: $(VENV)/.medqa
 	@$(BIN)/medqa quickstart
@@ -24,6 +24,15 @@ check: $(VENV)/.medqa-dev
 	$(BIN)/lint-imports
 	$(BIN)/python tools/docs.py --check
 
+# The pinned packages against the database of advisories (needs the network), and what is in the environment.
+check-security: $(VENV)/.medqa-security
+	$(BIN)/cyclonedx-py environment --output-file sbom.json $(BIN)/python
+	$(BIN)/pip-audit --disable-pip --no-deps --requirement $(VENV)/constraints.txt
+
+# What a user lives through, from a fresh clone on; its log reads as a document.
+acceptance:
+	$(PYTHON) tools/acceptance.py
+
 fix: $(VENV)/.medqa-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -36,7 +45,7 @@ docs: $(VENV)/.medqa-dev $(VENV)/.medqa-docs
 
 # Needs uv. torch is pinned to the version that the tests run with.
 lock:
-	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra docs --extra gguf --extra heavy --extra serve --universal --python-version 3.10 \
+	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra docs --extra gguf --extra heavy --extra security --extra serve --universal --python-version 3.10 \
 	  --upgrade --no-annotate --no-header --constraint - \
 	  | grep -v -E '^(nvidia-|cuda-|triton)' > constraints.new
 	(grep '^#' constraints.txt; cat constraints.new) > constraints.merged
@@ -59,9 +68,13 @@ $(VENV)/.medqa-heavy: $(VENV)/.medqa
 	@$(PIP) -e ".[heavy]"
 	@touch $@
 
+$(VENV)/.medqa-security: $(VENV)/.medqa
+	@$(PIP) -e ".[security]"
+	@touch $@
+
 $(VENV)/.medqa-docs: $(VENV)/.medqa
 	@$(PIP) -e ".[docs]"
 	@touch $@
 
 clean:
-	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site sbom.json .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
