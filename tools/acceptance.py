@@ -1,8 +1,8 @@
 """The story a user lives, on real parts: usage: python tools/acceptance.py [FOLDER]
 
-Clones this checkout into FOLDER (a temporary one if not given), installs it there, and goes from the quickstart to a
-published and reproduced model. Every command is printed with what it said and how long it took; the first that
-fails ends it. The Hub is a local stand-in, the browser is Chromium if there is one.
+Clones this checkout into FOLDER (a temporary one if not given), installs it there, and goes from the
+quickstart to a published and reproduced model. Every command is printed with what it said and how long it
+took; the first that fails ends it. The Hub is a local stand-in, the browser is Chromium if there is one.
 """
 
 import contextlib

@@ -152,6 +152,7 @@ def graphs(monkeypatch):
     return captured
 
 
+@pytest.mark.slow
 def test_captured_passes_of_one_shape_give_the_plain_trajectory(bench, graphs):
     expected = bench.expected
     assert_same(bench.run(bench.packed()), expected)

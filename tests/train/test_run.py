@@ -63,6 +63,7 @@ def test_training_learns(settings, tmp_path):
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["all-linear", pytest.param("[q_proj, v_proj]", marks=pytest.mark.slow)])
 def test_batch_times_accumulation_does_not_change_the_result(settings, tmp_path, targets):
     weights = []

@@ -12,6 +12,7 @@ from medqa.train.run import resume, train
 from medqa.train.timed import TimedRun
 
 
+@pytest.mark.slow
 def test_a_timed_run_is_planned_trained_and_measured(settings, tmp_path):
     config = load_recipe("medmcqa", settings)
     run = train(config, tmp_path / "run", "medmcqa", end=time.monotonic() + 60)
