@@ -29,6 +29,7 @@ COLUMNS = {
     "option_d": "fourth",
     "answer": "solution",
     "explanation": "why",
+    "subject": "department",
 }
 
 
@@ -110,7 +111,7 @@ def write_own_csv(story):
         rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
         with (folder / f"{split}.csv").open("w", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
-            writer.writerow([*COLUMNS.values(), "department"])
+            writer.writerow(COLUMNS.values())
             for row in rows:
                 options = [row[name] for name in ("opa", "opb", "opc", "opd")]
                 key = "ABCD"[row["cop"]]
