@@ -24,10 +24,11 @@ check: $(VENV)/.medqa-dev
 	$(BIN)/lint-imports
 	$(BIN)/python tools/docs.py --check
 
-# The pinned packages against the database of advisories (needs the network), and what is in the environment.
-check-security: $(VENV)/.medqa-security
-	$(BIN)/cyclonedx-py environment --output-file sbom.json $(BIN)/python
-	$(BIN)/pip-audit --disable-pip --no-deps --requirement $(VENV)/constraints.txt
+# What is in the environment, as an SBOM, and against the database of advisories (needs the network). The tools have
+# an environment of their own: what they need themselves is none of this project's.
+check-security: $(VENV)/.medqa $(VENV)/.medqa-security
+	$(VENV)/security/bin/cyclonedx-py environment --output-file sbom.json $(BIN)/python
+	$(VENV)/security/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 # What a user lives through, from a fresh clone on; its log reads as a document.
 acceptance:
@@ -45,7 +46,7 @@ docs: $(VENV)/.medqa-dev $(VENV)/.medqa-docs
 
 # Needs uv. torch is pinned to the version that the tests run with.
 lock:
-	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra docs --extra gguf --extra heavy --extra security --extra serve --universal --python-version 3.10 \
+	echo "torch==2.13.0" | uv pip compile pyproject.toml --extra dev --extra docs --extra gguf --extra heavy --extra serve --universal --python-version 3.10 \
 	  --upgrade --no-annotate --no-header --constraint - \
 	  | grep -v -E '^(nvidia-|cuda-|triton)' > constraints.new
 	(grep '^#' constraints.txt; cat constraints.new) > constraints.merged
@@ -69,7 +70,8 @@ $(VENV)/.medqa-heavy: $(VENV)/.medqa
 	@touch $@
 
 $(VENV)/.medqa-security: $(VENV)/.medqa
-	@$(PIP) -e ".[security]"
+	@$(PYTHON) -m venv $(VENV)/security
+	@$(VENV)/security/bin/pip --disable-pip-version-check install -qq "cyclonedx-bom>=7" "pip-audit>=2.9"
 	@touch $@
 
 $(VENV)/.medqa-docs: $(VENV)/.medqa

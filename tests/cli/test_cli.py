@@ -348,13 +348,17 @@ def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):
     assert "Interrupted" in err
 
 
-def test_bugs_keep_their_traceback(monkeypatch):
+def test_bugs_keep_their_traceback(monkeypatch, capsys):
     from medqa.cli import doctor
 
     monkeypatch.setattr(doctor, "show_doctor", lambda **kwargs: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["medqa", "doctor"])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as caught:
         main()
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last)")
+    assert said.endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_text_is_shown_as_it_is(medqa, finished_run):
