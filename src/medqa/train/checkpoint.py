@@ -65,7 +65,8 @@ def save_checkpoint(folder: Path, engine: Engine, device: torch.device, state: T
         save_file(_on_host(tensors), beside / "optimizer.safetensors")
         write_json(beside / "state.json", dataclasses.asdict(state))
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old)
+        # Hidden first: killed in between, a half deleted one must not bear its name.
+        shutil.rmtree(old.replace(old.with_name(f".{old.name}.old")))
     return path
 
 
