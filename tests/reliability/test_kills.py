@@ -1,78 +1,50 @@
 """kill -9 at random moments: no half-written file passes for a whole one, and nothing done is lost.
 
-A process is forked from this one, so that a try costs no import of torch. The audit log's kills are in
+The audit log's kills are in
 tests/serve/test_audit.py, bulk answering's in tests/serve/test_bulk_real.py.
 """
 
+import functools
 import json
-import os
 import random
 import shutil
-import signal
 import sys
 import time
-import traceback
-from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
 from conftest import tiny_settings
 from medqa.config import RunConfig
-from medqa.data.build import build_corpus
-from medqa.data.folder import write_corpus
-from medqa.errors import RunError
 from medqa.evaluate.calibrate import calibrate
 from medqa.evaluate.run import evaluate
 from medqa.files import read_json
 from medqa.publish.export import export
 from medqa.recipe import load_recipe
 from medqa.runs import RunFolder
-from medqa.train.run import resume, train
+from medqa.train.run import train
+
+from .killed import build, evaluate_soon, killed_after, train_on
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")]
 
 
-def forked(work):
-    """Do something in a process of its own; its number."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.setsid()
-        with Path(os.devnull).open("w") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        work()
-    except BaseException:  # noqa: BLE001 - the end of a process
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
-def killed_after(work, seconds):
-    """Kill it after so many seconds; whether it had ended by itself before, and well."""
-    pid, end = forked(work), time.monotonic() + seconds
-    while time.monotonic() < end:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            assert os.waitstatus_to_exitcode(status) == 0
-            return True
-        time.sleep(0.002)
-    os.killpg(pid, signal.SIGKILL) if os.getpgid(pid) == pid else os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return False
-
-
-def kill_often(work, times, check, seed=0):
-    """Kill a piece of work so many times, at moments spread over what it takes; `check` after each."""
+def time_of(work, *arguments, **options):
+    """Do it in a process of its own; how long that took."""
+    assert killed_after(100, str)  # the first starts what forks
     start = time.monotonic()
-    assert killed_after(work, 300)
-    takes, draw = time.monotonic() - start, random.Random(seed)
-    kills = 0
+    assert killed_after(300, work, *arguments, **options)
+    return time.monotonic() - start
+
+
+def kill_often(times, check, work, *arguments, **options):
+    """Kill a piece of work so many times, at moments spread over what it takes; `check` after each."""
+    takes = time_of(work, *arguments, **options)
+    draw, kills = random.Random(0), 0
     for _ in range(20 * times):
         if kills == times:
-            return takes
-        if not killed_after(work, draw.uniform(0, takes)):
+            return
+        if not killed_after(draw.uniform(0, takes), work, *arguments, **options):
             kills += 1
             check()
     raise AssertionError(f"killed only {kills} times")
@@ -104,21 +76,12 @@ def losses(run):
 def test_training_that_is_killed_50_times_ends_as_if_it_never_was(tiny_model, word_data, tmp_path):
     settings = [*tiny_settings(tiny_model, word_data), "train.epochs=3", "train.checkpoint_minutes=1e-9"]
     config = load_recipe("medmcqa", settings)
-    begun = time.monotonic()
     expected = train(config, tmp_path / "expected", "medmcqa")
-    takes = time.monotonic() - begun
+    takes = time_of(train_on, config, tmp_path / "timed")
     draw, kills, runs, where = random.Random(0), 0, 0, {"before": 0, "training": 0}
     while kills < 50:
         path = tmp_path / f"run-{runs}"
-
-        def work(path=path):
-            try:
-                resume(path)
-            except RunError:  # nothing is there yet, or it ended before training began, as the hint says
-                shutil.rmtree(path, ignore_errors=True)
-                train(config, path, "medmcqa")
-
-        if killed_after(work, draw.uniform(0, 0.7 * takes)):
+        if killed_after(draw.uniform(0, 0.7 * takes), train_on, config, path):
             assert losses(path) == losses(expected.path)
             assert read_json(path / "run.json")["adapter_sha256"] == expected.record["adapter_sha256"]
             runs += 1
@@ -134,7 +97,7 @@ def test_training_that_is_killed_50_times_ends_as_if_it_never_was(tiny_model, wo
             for step in steps
         )
     assert where["training"] >= 10, where
-    assert killed_after(work, 120)
+    assert killed_after(120, train_on, config, path)
     assert losses(path) == losses(expected.path)
     assert not list(path.rglob("*.part"))  # what was half written is swept away
 
@@ -147,14 +110,14 @@ def test_evaluation_that_is_killed_20_times_leaves_a_whole_report_or_the_old_one
 
     evaluate(calibrated_copy)
     before = read_json(calibrated_copy / "report.json")["scores"]
-    kill_often(lambda: evaluate(calibrated_copy), 20, check)
+    kill_often(20, check, evaluate_soon, calibrated_copy)
     assert evaluate(calibrated_copy)["scores"] == before
 
 
 def test_calibration_that_is_killed_10_times_leaves_a_whole_one(calibrated_copy):
     file = calibrated_copy / "adapter" / "calibration.json"
     before = whole(file)["orders"]
-    kill_often(lambda: calibrate(calibrated_copy), 10, lambda: whole(file))
+    kill_often(10, lambda: whole(file), calibrate, calibrated_copy)
     calibrate(calibrated_copy)
     assert whole(file)["orders"] == before
 
@@ -167,10 +130,10 @@ def test_an_export_that_is_killed_10_times_leaves_a_whole_one_or_none(calibrated
             assert {"parity.json", "model.safetensors", "config.json"} <= {p.name for p in out.iterdir()}
             check_files(out)
 
-    def work():
-        export(calibrated_run, "merged", out, precision="fp32", num_questions=20, base="ORG/tiny")
-
-    kill_often(work, 10, check)
+    work = functools.partial(
+        export, calibrated_run, "merged", out, precision="fp32", num_questions=20, base="ORG/tiny"
+    )
+    kill_often(10, check, work)
     work()
     check()
     assert RunFolder.open(out / "run").record["status"] == "complete"
@@ -180,12 +143,12 @@ def test_a_data_build_that_is_killed_10_times_leaves_a_whole_folder_or_none(word
     out = tmp_path / "data"
     config = RunConfig().data.model_copy(update={"name": str(word_data)})
 
-    write_corpus(build_corpus(config, 0), config, tmp_path / "new")
+    build(config, tmp_path / "new")
     names = {p.name for p in (tmp_path / "new").iterdir()}
     draw, kills = random.Random(1), 0
     while kills < 10:
         shutil.rmtree(out, ignore_errors=True)
-        if not killed_after(lambda: write_corpus(build_corpus(config, 0), config, out), draw.uniform(0, 0.6)):
+        if not killed_after(draw.uniform(0, 0.6), build, config, out):
             kills += 1
             assert not out.exists() or {p.name for p in out.iterdir()} == names
             check_files(out)

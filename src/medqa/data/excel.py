@@ -7,8 +7,10 @@ formulas never computed, percentages) are handed on as `BadCell`, and dates as d
 import dataclasses
 import importlib
 import logging
+import struct
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +28,10 @@ RowRead = tuple[str, dict[str, Any] | None, str]
 # What openpyxl raises on damaged, protected or foreign files.
 _EXCEL_ERRORS = (
     zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     EOFError,
     LookupError,
@@ -95,6 +101,8 @@ def sheet_name(file: Path) -> str:
         book = _workbook(file, stream, data_only=True)
         try:
             return next(iter(_filled_sheets(book)), "")
+        except _EXCEL_ERRORS as exc:
+            raise _excel_error(file, exc) from exc
         finally:
             book.close()
 
