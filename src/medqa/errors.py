@@ -157,5 +157,10 @@ def machine_fault(exc: BaseException) -> MachineError | None:
             number = int(found[1])
         if number in _FAULTS:
             return MachineError(str(seen), _FAULTS[number])
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__ or (seen.__context__ if _hands_on(seen) else None)
     return None
+
+
+def _hands_on(exc: BaseException) -> bool:
+    """Tell whether an error may be what another became on its way, and not a fault in handling that other."""
+    return isinstance(exc, OSError | RuntimeError) and not exc.__suppress_context__

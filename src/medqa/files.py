@@ -4,6 +4,7 @@ A file is written beside its place and renamed, so that a half-written one never
 """
 
 import contextlib
+import contextvars
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from medqa.errors import RunError
 __all__ = [
     "file_sha256",
     "read_json",
+    "write_anyway",
     "write_folder",
     "write_json",
     "write_jsonl",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _writes = True
+_anyway: contextvars.ContextVar[bool] = contextvars.ContextVar("_anyway", default=False)
 
 
 def write_nothing() -> None:
@@ -36,14 +39,24 @@ def write_nothing() -> None:
     _writes = False
 
 
+@contextlib.contextmanager
+def write_anyway() -> Iterator[None]:
+    """Write within the block, in this thread: what each machine keeps for itself, such as a cache."""
+    token = _anyway.set(True)
+    try:
+        yield
+    finally:
+        _anyway.reset(token)
+
+
 def writes() -> bool:
     """Tell whether this process is the one that writes."""
-    return _writes
+    return _writes or _anyway.get()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either whole or not there."""
-    if not _writes:
+    if not writes():
         return
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     with beside.open("w", encoding="utf-8") as f:
@@ -81,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name; it gets its own name only once the block ends well."""
-    if not _writes:
+    if not writes():
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
         return

@@ -19,6 +19,7 @@ Files are written as `medqa.files` does: whole or not there.
 
 import contextlib
 import datetime
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,8 +33,10 @@ from medqa.config import RunConfig
 from medqa.errors import RunError
 from medqa.files import file_sha256, read_json, write_json, write_text, writes
 from medqa.hub import HUB_MARK, fetch_run
+from medqa.launch import place
 from medqa.provenance import provenance
 from medqa.recipe import dump
+from medqa.secrets import mask_secrets
 
 __all__ = [
     "RunFolder",
@@ -218,10 +221,12 @@ class RunFolder:
         Raises:
             RunError: If another one does, or nothing can be written there.
         """
-        if not writes():
+        if not writes() or place()[0]:
             yield
             return
-        lock = FileLock(self.path / ".lock", blocking=False)
+        # Whoever may write into the folder may hold it.
+        mode = self.path.stat().st_mode & 0o666
+        lock = FileLock(self.path / ".lock", blocking=False, mode=mode)
         try:
             lock.acquire()
         except Timeout as exc:
@@ -229,6 +234,10 @@ class RunFolder:
                 f"another process writes into {self.path}", "wait until it has ended, or end it"
             ) from exc
         except OSError as exc:
+            if exc.errno == errno.ENOLCK:
+                raise RunError(
+                    f"{self.path} is on a file system without locks", "copy the run to a disk of this machine"
+                ) from exc
             raise RunError(
                 f"{self.path} can't be written to: {exc.strerror or exc}",
                 f"chmod -R u+w {self.path}, or copy it to where you may write",
@@ -247,7 +256,7 @@ class RunFolder:
 
     def note(self, text: str) -> None:
         """Keep a notice in run.json, so that what the user was told stays with the run."""
-        self.record["notices"].append(text)
+        self.record["notices"].append(mask_secrets(text))
         self.save()
 
     def update(self, **fields: Any) -> None:

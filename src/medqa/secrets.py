@@ -14,11 +14,15 @@ _PATTERNS = {
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{50,})\b",
     "a Google key": r"\bAIza[A-Za-z0-9_-]{35}\b",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?-----END [A-Z ]*PRIVATE KEY-----)?",
+    "a password in an address": r"(?<=://)[^\s/:@]*:[^\s/@]+(?=@)",
+    "a token in an address": r"(?<=https://)[^\s/:@]{16,}(?=@)",
 }
-_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ENGINE_KEY|CREDENTIAL", re.IGNORECASE)
-_NO_SECRETS = ("TOKENIZERS_PARALLELISM",)
+# Not the names of places, such as HF_TOKEN_PATH.
+_NAME = re.compile(
+    r"(TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|API_?KEY|ENGINE_KEY|CREDENTIAL)(?!.*_(PATH|FILE|DIR)$)",
+    re.IGNORECASE,
+)
 _MIN_CHARACTERS = 8
 
 
@@ -34,8 +38,10 @@ def find_secrets(text: str) -> Iterator[str]:
 
 def mask_secrets(text: str) -> str:
     """Put stars where a secret stands."""
-    for _, value in _values():
-        text = text.replace(value, "***")
+    # The longest first: one may begin as another does. Within a repr, line ends are written out.
+    for value in sorted((value for _, value in _values()), key=len, reverse=True):
+        for form in {value, value.strip(), value.replace("\n", "\\n")}:
+            text = text.replace(form, "***")
     for pattern in _PATTERNS.values():
         text = re.sub(pattern, "***", text)
     return text
@@ -45,7 +51,7 @@ def _values() -> list[tuple[str, str]]:
     return [
         (name, value)
         for name, value in os.environ.items()
-        if _NAME.search(name) and name not in _NO_SECRETS and len(value) >= _MIN_CHARACTERS
+        if _NAME.search(name) and len(value.strip()) >= _MIN_CHARACTERS and not os.path.exists(value)  # noqa: PTH110
     ]
 
 

@@ -74,7 +74,7 @@ def _say(exc: MedQAError) -> int:
 
 
 # What several processes do together; the rest would be done once by each.
-_TOGETHER = ("train", "evaluate", "calibrate")
+_TOGETHER = ("train", "evaluate", "calibrate", "answer")
 
 
 @app.callback()

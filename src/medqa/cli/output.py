@@ -30,16 +30,15 @@ def set_up_logging() -> None:
 
     Of several processes, only the first one speaks, but for errors.
     """
-    if place()[0]:
-        logging.getLogger("medqa").setLevel(logging.ERROR)
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
-        return
     handler = logging.StreamHandler()
     handler.setFormatter(MaskSecrets())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)
-    logging.getLogger("medqa").setLevel(logging.INFO)
+    is_first = place()[0] == 0
+    logging.getLogger("medqa").setLevel(logging.INFO if is_first else logging.ERROR)
+    if not is_first:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
 
 
 def print_json(value: Any) -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,7 @@ from medqa.data.cache import Notice, entry_path, is_there, load, source_files, s
 from medqa.data.corpus import TrainingData
 from medqa.errors import DataError, MedQAError
 from medqa.hub import is_on_disk
+from medqa.secrets import mask_secrets
 
 __all__ = ["Pending", "TrainingData", "begin_corpus", "corpus_of"]
 
@@ -246,6 +248,7 @@ def main() -> None:
     logger = logging.getLogger("medqa")
     logger.setLevel(logging.INFO)
     logger.addHandler(collector)
+    sys.excepthook = lambda *exc: sys.stderr.write(mask_secrets("".join(traceback.format_exception(*exc))))
     code = 0
     try:
         answer = _prepare(request, collector.notices)

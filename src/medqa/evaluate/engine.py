@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from medqa.errors import EngineError
 from medqa.evaluate.score import Item, choose_decoder, default_batch_tokens, make_items, score_items
-from medqa.hardware.group import current_group
+from medqa.hardware.group import Group, current_group
 from medqa.model.captured import CapturedReader
 from medqa.model.decoder import PackedDecoder
 from medqa.model.generate import Written, write_explanations
@@ -47,8 +47,9 @@ class _Times:
         self._task.resize(total)
 
 
-def _all_of(task: Task | None, size: int) -> Task | None:
-    return _Times(task, size) if task is not None and size > 1 else task
+def _all_of(task: Task | None, group: Group) -> Task | None:
+    shares = group.size > 1 and not group.sharded
+    return _Times(task, group.size) if task is not None and shares else task
 
 
 class Engine(Protocol):
@@ -154,7 +155,7 @@ class LocalEngine:
             batch_tokens=self.batch_tokens,
             adapted=adapted,
             decoder=self._reader or self.decoder,
-            task=_all_of(task, self._group.size),
+            task=_all_of(task, self._group),
         )
         return self._whole(items, scored)
 
@@ -175,7 +176,7 @@ class LocalEngine:
 
         What does not fit into one of the packed writer's slots goes through `write_explanations`.
         """
-        own, task = self._group.share(prompts), _all_of(task, self._group.size)
+        own, task = self._group.share(prompts), _all_of(task, self._group)
         return self._whole(prompts, self._write(own, max_new_tokens, task))
 
     def _whole(self, asked: Sequence[Any], share: list[T]) -> list[T]:

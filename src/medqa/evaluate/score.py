@@ -15,6 +15,7 @@ import torch
 
 from medqa.errors import DeviceError, ModelError
 from medqa.hardware.device import Device, is_out_of_memory
+from medqa.hardware.group import current_group
 from medqa.model.batch import head_logits, pad
 from medqa.model.captured import CapturedReader
 from medqa.model.decoder import PackedDecoder, why_not_packed
@@ -115,8 +116,8 @@ def score_items(
         try:
             scores = _score(model, [items[n] for n in batch], device, decoder, adapted)
         except RuntimeError as exc:
-            if not is_out_of_memory(exc):
-                raise
+            if current_group().sharded or not is_out_of_memory(exc):
+                raise  # sharded passes are made by all processes in step
             batch_tokens //= 2
             if len(batch) == 1:
                 raise DeviceError(

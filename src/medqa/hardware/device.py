@@ -60,6 +60,11 @@ class Device:
         """Whether the arithmetic runs on the processor."""
         return str(self.torch_device.type) == "cpu"
 
+    def make_current(self) -> None:
+        """Make it the current accelerator of this thread, if there are several: each thread has its own."""
+        if self.torch_device.index:
+            torch.accelerator.set_device_index(self.torch_device.index)
+
     @property
     def weight_dtype(self) -> torch.dtype:
         """Type of the frozen weights: fp16's range is too small for weights that gradients pass through."""

@@ -11,9 +11,10 @@ import logging
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from medqa.errors import DependencyError, ModelError
-from medqa.files import file_sha256, read_json, write_folder, write_json
+from medqa.files import file_sha256, read_json, write_anyway, write_folder, write_json
 from medqa.model.quiet import no_library_bars
 from medqa.runs import home
 
@@ -37,7 +38,10 @@ def embedded_model_path() -> Path:
     """
     folder = home() / f"smollm2-135m-{GGUF_SHA256[:12]}"
     if not folder.is_dir():
-        _convert(_gguf_path(), folder)
+        home().mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"), write_anyway():  # several processes may start at once
+            if not folder.is_dir():
+                _convert(_gguf_path(), folder)
     manifest = read_json(folder / "manifest.json")
     if file_sha256(folder / "model.safetensors") != manifest["sha256"]:
         raise ModelError(f"{folder} is damaged: its checksum differs", f"delete it: rm -r {folder}")

@@ -187,8 +187,10 @@ def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
-    except Exception as exc:  # noqa: BLE001 - tokenizers raises bare ones on a file that is damaged
-        raise ModelError(f"{folder} has no usable tokenizer: {exc!r}", "copy its tokenizer files again") from exc
+    except Exception as exc:
+        raise ModelError(
+            f"{folder} has no usable tokenizer: {exc!r}", "copy its tokenizer files again"
+        ) from exc
 
 
 def load_model(base: BaseFiles, device: Device, *, shard: bool = False) -> Any:

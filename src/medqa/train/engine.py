@@ -57,7 +57,8 @@ def own_passes(rows: Sequence[TokenisedRow], rows_a_pass: int, group: Group) -> 
     if group.sharded:  # as many passes as the others make
         num_passes = -(-len(rows) // group.size // rows_a_pass)
         return [own[start::num_passes] for start in range(num_passes)]
-    return [own[start : start + rows_a_pass] for start in range(0, len(own), rows_a_pass)]
+    # One pass at least: fp16's scaler wants a gradient, if there are fewer rows than processes.
+    return [own[start : start + rows_a_pass] for start in range(0, len(own), rows_a_pass)] or [[]]
 
 
 @contextlib.contextmanager
@@ -76,15 +77,19 @@ def whole_or_told(group: Group, sums: torch.Tensor) -> Iterator[None]:
         sums[-1] = 1
 
 
+class SharedMemoryError(RuntimeError):
+    """A process of several ran out of memory in its passes, and all know."""
+
+
 def add_up(group: Group, gradient: torch.Tensor, sums: torch.Tensor) -> None:
     """Add up a gradient and sums over all processes.
 
     Raises:
-        RuntimeError: If one of them ran out of memory; in each of them.
+        SharedMemoryError: If one of them ran out of memory; in each of them.
     """
     group.sum_(sums)
     if group.size > 1 and float(sums[-1]):
-        raise RuntimeError("out of memory in one of the processes")
+        raise SharedMemoryError("out of memory in one of the processes")
     group.sum_(gradient)
 
 
@@ -199,7 +204,7 @@ class PlainEngine:
             for part in own_passes(rows, rows_a_pass, self._group):
                 if part:
                     self._add(part, 1 / len(rows), sums)
-                else:  # the others need this process's weights
+                else:  # for its gradient of zero; and, sharded, the others need this process's weights
                     self._add(rows[:1], 0.0, torch.zeros_like(sums))
         parameters = [p for _, p in trainable_parameters(self._model)]
         self._exchange(parameters, sums)

@@ -100,9 +100,20 @@ class PackedEngine:
         norm = torch.linalg.vector_norm(grad) / len(rows)
         grad.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) / len(rows))
         if following:  # while the device computes
-            self._ahead = _key(following), self._packed(following, rows_a_pass)
+            self._ahead = self._pack_ahead(following, rows_a_pass)
         loss, answer_nll, norm_value = torch.cat([self._sums[:2], norm[None]]).tolist()
         return StepResult(loss / len(rows), answer_nll / len(rows), norm_value, sum(map(len, rows)))
+
+    def _pack_ahead(
+        self, rows: Sequence[TokenisedRow], rows_a_pass: int
+    ) -> tuple[tuple[int, ...], list[PackedBatch]] | None:
+        """Pack a step's passes before its turn; not if memory is short, as this step's gradient is whole."""
+        try:
+            return _key(rows), self._packed(rows, rows_a_pass)
+        except RuntimeError as exc:
+            if not is_out_of_memory(exc):
+                raise
+            return None
 
     def _packed(self, rows: Sequence[TokenisedRow], rows_a_pass: int) -> list[PackedBatch]:
         """Pack a step's passes, if that was not done ahead."""
@@ -239,6 +250,8 @@ def _key(rows: Sequence[TokenisedRow]) -> tuple[int, ...]:
 def _passes(rows: Sequence[TokenisedRow], rows_a_pass: int, group: Group) -> list[list[TokenisedRow]]:
     """Deal a step's rows to the processes, and this one's to as few passes as it takes, alike in tokens."""
     own = [rows[index] for index in deal([len(row) for row in rows], group.size)[group.rank]]
+    if not own:  # fewer rows than processes
+        return []
     parts = deal([len(row) for row in own], -(-len(own) // rows_a_pass))
     return [[own[index] for index in part] for part in parts]
 

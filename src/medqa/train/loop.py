@@ -5,8 +5,6 @@ import json
 import logging
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,9 +20,10 @@ from medqa.model.batch import TokenisedRow
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
 from medqa.train.choice import choose_engine
-from medqa.train.engine import Engine, StepResult
+from medqa.train.engine import Engine, SharedMemoryError, StepResult
 from medqa.train.pace import Pace
 from medqa.train.schedule import learning_rate, plan_steps
+from medqa.train.stop import StoppedError, StopRequest
 
 __all__ = ["plan_passes", "train_adapter"]
 
@@ -66,6 +65,7 @@ def train_adapter(
 
     Raises:
         TrainingError: If the loss is not finite, or memory runs out at one row.
+        StoppedError: If a signal asked to stop; a checkpoint is written by then.
     """
     engine = engine or choose_engine(model, rows, config, device, notice)
     return _Loop(model, rows, config, device, folder, notice, engine, pace, num_steps).run()
@@ -99,8 +99,8 @@ class _Loop:
         self.num_steps = num_steps
         self.model, self.rows, self.config, self.device = model, rows, config, device
         self.folder, self.notice, self.engine, self.pace = folder, notice, engine, pace
-        self.interrupted = False
         self.group = current_group()
+        self.stop = StopRequest(self.group.size)
         plan = plan_passes(rows, config, device, model.config, engine)
         log.info("%d rows a pass (%s)", plan.rows, plan.reason)
         self.state = TrainState(
@@ -113,13 +113,9 @@ class _Loop:
 
     def run(self) -> TrainState:
         """Train with interruptions held back to the end of a step, where a checkpoint is sound."""
-        previous = {}
-        if threading.current_thread() is threading.main_thread():
-            # A signal that is ignored stays so: a shell does that for jobs in the background.
-            ours = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]
-            previous = {s: signal.signal(s, self._interrupt) for s in ours}
         try:
-            return self._run()
+            with self.stop.listening():
+                return self._run()
         except RuntimeError as exc:
             if not is_out_of_memory(exc):
                 raise
@@ -128,20 +124,15 @@ class _Loop:
                 "close other programs on the device, or a smaller train.lora.rank"
                 + (", or train.micro_batch_size=1" if self.group.sharded else ""),
             ) from exc
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _interrupt(self, number: int, frame: object) -> None:
-        if self.interrupted:  # asked twice: at once
-            raise KeyboardInterrupt
-        self.interrupted = True
-        log.warning("Stopping after this step (once more stops at once, without saving it)")
 
     def _begin(self) -> None:
         """Take up the newest checkpoint, if there is one, and lay out the steps."""
-        path = newest_checkpoint(self.folder / "checkpoints")
+        path = self.group.agree(newest_checkpoint(self.folder / "checkpoints"))
         if path is not None:
+            if not path.is_dir():
+                raise TrainingError(
+                    f"process {self.group.rank} does not see {path}", "all hosts must share the run folder"
+                )
             self.state = load_checkpoint(path, self.engine, self.device.torch_device)
             self.engine.load_scaler(self.state.scaler)
         self.steps = plan_steps([len(row) for row in self.rows], self.config, balanced=self.state.balanced)
@@ -179,8 +170,8 @@ class _Loop:
                 if self._decide(due):
                     self._save()
                     last_save = time.monotonic()
-                if self.interrupted:
-                    raise KeyboardInterrupt
+                if self.stop.asked:
+                    raise StoppedError
                 task.resize(self.state.num_steps)
         self.engine.finish()
         self.model.eval()
@@ -193,18 +184,22 @@ class _Loop:
             num_steps = self.pace.review(self.state.step, num_steps)
         first = self.group.is_first
         num_steps, due_now, interrupted = self.group.most(
-            num_steps if first else 0, int(due and first), int(self.interrupted)
+            num_steps if first else 0, int(due and first), int(self.stop.asked)
         )
-        self.state.num_steps, self.interrupted = num_steps, bool(interrupted)
-        return bool(due_now) or self.interrupted
+        self.state.num_steps, self.stop.asked = num_steps, bool(interrupted)
+        return bool(due_now) or self.stop.asked
 
     def _metrics(self) -> Path:
         return self.folder / "metrics.jsonl" if self.group.is_first else Path(os.devnull)
 
     def _save(self) -> None:
         self.state.scaler = self.engine.scaler_state()
-        if self.group.is_first:
-            save_checkpoint(self.folder / "checkpoints", self.engine, self.device.torch_device, self.state)
+        with self.stop.saving():
+            if self.group.is_first:
+                save_checkpoint(
+                    self.folder / "checkpoints", self.engine, self.device.torch_device, self.state
+                )
+            self.group.wait()  # a process that ends takes the others with it: not before all is saved
 
     def _trim_metrics(self) -> None:
         """Drop the lines of steps that were done after the checkpoint and are done again."""
@@ -245,7 +240,9 @@ class _Loop:
             try:
                 return self.engine.gradients(rows, self.state.micro_batch_size, following)
             except RuntimeError as exc:
-                if self.group.sharded or not is_out_of_memory(exc):
+                # What one process meets alone, it can't mend alone.
+                told = self.group.size == 1 or isinstance(exc, SharedMemoryError)
+                if self.group.sharded or not told or not is_out_of_memory(exc):
                     raise
             # The traceback held the tensors that filled the memory: here, it is gone.
             self.engine.discard()

@@ -1,5 +1,6 @@
 """Everything that training needs, found and checked before a run folder is made."""
 
+import functools
 import logging
 import queue
 import threading
@@ -128,10 +129,12 @@ class Prepared:
             self.device: Device = choose_device(config.model)
             self._warn_of_unused_accelerator()
             self.data: TrainingData
-            self.data, (self.base, self.renderer, self.model) = _together(
-                lambda: self._timed("wait for questions", questions.result),
-                lambda: self._load(prompt, questions),
-            )
+            wait = functools.partial(self._timed, "wait for questions", questions.result)
+            load = functools.partial(self._load, prompt, questions)
+            if config.model.shard or wants_shards():  # both of these need all processes
+                self.data, (self.base, self.renderer, self.model) = wait(), load()
+            else:
+                self.data, (self.base, self.renderer, self.model) = _together(wait, load)
         finally:
             questions.cancel()
         self.seconds["questions and base model"], clock = time.monotonic() - clock, time.monotonic()
@@ -147,6 +150,7 @@ class Prepared:
     def _load(
         self, prompt: dict[str, Any] | None, questions: Pending | InTurn
     ) -> tuple[BaseFiles, PromptRenderer, Any]:
+        self.device.make_current()
         base = self._timed("find base model", lambda: find_base(self.config.model))
         renderer = load_renderer(base, frozen=prompt)
         shard = self.config.model.shard or wants_shards()

@@ -22,6 +22,7 @@ from medqa.train.engine import refuse_different_adapters
 from medqa.train.loop import train_adapter
 from medqa.train.plot import plot_loss
 from medqa.train.prepare import InTurn, Prepared
+from medqa.train.stop import StoppedError
 from medqa.train.tuning import Tuning
 
 __all__ = ["resume", "train"]
@@ -73,7 +74,8 @@ def train(
         **({"plan": tuning.plan.record()} if tuning.plan else {"plan": plan} if plan else {}),
         **prepared.record(tuning.rows),
     )
-    return _train(run, tuning)
+    with run.held():
+        return _train(run, tuning)
 
 
 def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
@@ -88,7 +90,12 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
     Raises:
         RunError: If there is no run, or data or base model are not the ones it began with.
     """
-    run = RunFolder.open(path, finished=False)
+    with RunFolder.open(path, finished=False).held():
+        return _resume(path, trust_remote_code)
+
+
+def _resume(path: Path, trust_remote_code: str | None) -> RunFolder:
+    run = RunFolder.open(path, finished=False)  # as it is now that nobody else writes
     if run.record["status"] == "complete":
         log.warning("%s is complete already: nothing to resume", path)
         return run
@@ -119,11 +126,6 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
 
 
 def _train(run: RunFolder, tuning: Tuning) -> RunFolder:
-    with run.held():
-        return _train_alone(run, tuning)
-
-
-def _train_alone(run: RunFolder, tuning: Tuning) -> RunFolder:
     tuning.keep_in(run)
     prepared, config, model, device = tuning.prepared, tuning.config, tuning.model, tuning.prepared.device
     clock = time.monotonic()
@@ -150,8 +152,11 @@ def _train_alone(run: RunFolder, tuning: Tuning) -> RunFolder:
             pace=tuning.pace,
             num_steps=run.record.get("plan", {}).get("num_steps"),
         )
-    except KeyboardInterrupt:
+    except StoppedError:
         log.warning("Stopped and saved; go on with: medqa train --resume %s", run.path)
+        raise
+    except KeyboardInterrupt:
+        log.warning("Stopped at once; from the last checkpoint goes on: medqa train --resume %s", run.path)
         raise
     if tuning.timed is not None and tuning.pace is not None:
         run.update(plan={**run.record["plan"], "changes": tuning.pace.changes})

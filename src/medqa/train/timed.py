@@ -133,7 +133,7 @@ class TimedRun:
             try:
                 result = engine.gradients(steps[number % len(steps)], size)
             except RuntimeError as exc:
-                if not is_out_of_memory(exc) or (size == 1 and recompute):
+                if self._group.sharded or not is_out_of_memory(exc) or (size == 1 and recompute):
                     raise
                 if size == 1:
                     recompute = True
@@ -173,7 +173,7 @@ class TimedRun:
                 decoder=engine.decoder,
             )
             rate = filled / (time.monotonic() - began)
-        return rate * self._group.size
+        return rate if self._group.sharded else rate * self._group.size
 
     def evaluation(self) -> tuple[QuestionSet, EvaluateConfig]:
         """Choose what to be measured on in the time that is left after training."""
