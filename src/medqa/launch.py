@@ -2,7 +2,7 @@
 
 import os
 
-__all__ = ["is_restart", "place", "wants_shards"]
+__all__ = ["num_restarts", "place", "wants_shards"]
 
 
 def place() -> tuple[int, int]:
@@ -17,9 +17,9 @@ def place() -> tuple[int, int]:
     return int(found[0]), int(found[1])
 
 
-def is_restart() -> bool:
-    """Tell whether torchrun started this anew after a process was lost (`--max-restarts`)."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+def num_restarts() -> int:
+    """Return how often torchrun started this anew because a process was lost (`--max-restarts`)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def wants_shards() -> bool:

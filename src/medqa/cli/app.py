@@ -73,8 +73,9 @@ def _say(exc: MedQAError) -> int:
     return 2
 
 
-# What several processes do together; the rest would be done once by each.
-_TOGETHER = ("train", "evaluate", "calibrate", "answer")
+# What several processes do together, the first one telling of it; each would do the rest once.
+_TOGETHER = ("train", "evaluate", "calibrate")
+_SHARED = "answer"  # each does its share, and the one that ends last tells of it
 
 
 @app.callback()
@@ -82,11 +83,13 @@ def _start(context: typer.Context) -> None:
     from medqa.cli.output import set_up_logging
 
     set_up_logging()
-    verb, size = context.invoked_subcommand, place()[1]
-    if size > 1 and verb not in _TOGETHER:
+    verb, (rank, size) = context.invoked_subcommand, place()
+    if rank and verb in _TOGETHER:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+    if size > 1 and verb not in (*_TOGETHER, _SHARED):
         raise ConfigError(
             f"{size} processes were started, each of which would do `medqa {verb}` by itself",
-            f"without torchrun; with it, there are {', '.join(_TOGETHER)}",
+            f"without torchrun; with it, there are {', '.join(_TOGETHER)} and {_SHARED}",
         )
 
 

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -26,19 +23,16 @@ __all__ = [
 
 
 def set_up_logging() -> None:
-    """Send the package's notices to stderr; other libraries speak only in errors.
+    """Send the package's notices to stderr, without secrets; other libraries speak only in errors.
 
-    Of several processes, only the first one speaks, but for errors.
+    Of several processes, only the first one gives notice of what is no error.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(MaskSecrets())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.ERROR)
-    is_first = place()[0] == 0
-    logging.getLogger("medqa").setLevel(logging.INFO if is_first else logging.ERROR)
-    if not is_first:
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+    logging.getLogger("medqa").setLevel(logging.ERROR if place()[0] else logging.INFO)
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from medqa.cli.options import Json, Recipe, Settings, Trust
 from medqa.errors import ConfigError
-from medqa.launch import is_restart, place
+from medqa.launch import num_restarts, place
 
 __all__ = ["train"]
 
@@ -50,7 +50,7 @@ def train(
     from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned, with_whole_paths
     from medqa.runs import new_run_path
 
-    if is_restart() and resume is None and out is not None and (out / "run.json").is_file():
+    if num_restarts() and resume is None and out is not None and (out / "run.json").is_file():
         resume, out, settings, recipe, minutes = out, None, None, None, None  # a process was lost
     if resume is not None:
         if settings or out or recipe or minutes:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from medqa.errors import TrainingError
 from medqa.files import write_nothing
-from medqa.launch import place
+from medqa.launch import num_restarts, place
 
 __all__ = ["Group", "current_group", "join_group"]
 
@@ -137,8 +137,13 @@ def join_group(device: torch.device) -> Group:
     rank, size = place()
     if size == 1 or _current.size == size:
         return _current
+    backend = _BACKENDS.get(device.type, "gloo")
     with _told(size):
-        dist.init_process_group(_BACKENDS.get(device.type, "gloo"), timeout=_PATIENCE)
+        store, _, _ = next(dist.rendezvous("env://", timeout=_PATIENCE))
+        store.set_timeout(_PATIENCE)
+        # torchrun's store can outlive a restart, and with it the addresses of those that are gone.
+        store = dist.PrefixStore(f"start-{num_restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     _current = Group(rank, size)
     if rank:
         write_nothing()
