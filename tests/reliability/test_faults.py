@@ -1,6 +1,7 @@
 """What the machine does to a program: each row of docs/reliability.md."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -261,3 +262,18 @@ def test_what_the_machine_does_is_told_as_such(exc, text):
     assert text in fault.message
     assert fault.hint
     assert machine_fault(ValueError("x")) is None
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_fault_in_handling_an_error_stays_a_bug(hidden):
+    def handle():
+        try:
+            raise PermissionError(errno.EACCES, "not yours")
+        except OSError:
+            if hidden:
+                raise OSError("a bug") from None
+            return {}["missing"]
+
+    with pytest.raises((KeyError, OSError)) as caught:
+        handle()
+    assert machine_fault(caught.value) is None

@@ -149,3 +149,24 @@ def test_a_recipe_cannot_run_code(tmp_path):
             load_recipe(str(recipe), [])
         assert error.value.hint
     assert not mark.exists()
+
+
+def test_secrets_of_every_shape_are_masked(monkeypatch):
+    key = "-----BEGIN RSA PRIVATE KEY-----\nMIIEsecret\nline2\n-----END RSA PRIVATE KEY-----"
+    monkeypatch.setenv("SHORT_TOKEN", "12345678")
+    monkeypatch.setenv("LONG_TOKEN", "12345678-and-more")
+    monkeypatch.setenv("DEPLOY_SECRET", "first line\nsecond line\n")
+    text = f"{key} 12345678-and-more 12345678 {os.environ['DEPLOY_SECRET']!r} redis://:pw@host"
+    text += " https://abcdefghijklmnopqrst@host/x"
+    masked = mask_secrets(text)
+    for secret in ("MIIE", "and-more", "12345678", "second line", ":pw@", "abcdefghij"):
+        assert secret not in masked
+    assert masked.count("***") == 6
+
+
+def test_names_of_places_are_not_masked(monkeypatch, tmp_path):
+    monkeypatch.setenv("TOKENIZER_FOLDER", "/models/qwen3")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/home/someone/token")
+    monkeypatch.setenv("APP_CREDENTIALS", str(tmp_path))
+    text = f"/models/qwen3 /home/someone/token {tmp_path}"
+    assert mask_secrets(text) == text

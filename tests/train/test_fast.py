@@ -7,16 +7,17 @@ import torch
 
 from medqa.config import LoraConfig, ModelConfig, TrainConfig
 from medqa.hardware.device import choose_device
+from medqa.hardware.group import Group
 from medqa.model import decoder as decoder_module
 from medqa.model.batch import tokenise_rows
 from medqa.model.decoder import PackedDecoder
 from medqa.model.load import find_base, load_model, load_renderer
 from medqa.model.lora import attach_adapter, trainable_parameters
-from medqa.testing import make_examples
+from medqa.testing import make_examples, row_of
 from medqa.train import fast
 from medqa.train.choice import choose_engine
-from medqa.train.engine import PlainEngine
-from medqa.train.fast import PackedEngine
+from medqa.train.engine import PlainEngine, own_passes
+from medqa.train.fast import PackedEngine, _passes
 from medqa.train.schedule import plan_steps
 
 CONFIG = TrainConfig(batch_size=4, epochs=4, learning_rate=0.005, weight_decay=0.01, lora=LoraConfig(rank=4))
@@ -228,3 +229,10 @@ def test_a_path_that_differs_is_not_taken(bench, monkeypatch):
     engine = choose_engine(bench.model(), bench.rows, CONFIG, bench.device, bench.notices.append)
     assert isinstance(engine, PlainEngine)
     assert "the fast one differs from it here (loss off by" in bench.notices[0]
+
+
+def test_a_process_without_rows_makes_no_pass_or_an_empty_one():
+    rows = [row_of([1, 2, 3], 2)]
+    assert _passes(rows, 4, Group(rank=1, size=2)) == []
+    assert own_passes(rows, 4, Group(rank=1, size=2)) == [[]]
+    assert _passes(rows, 4, Group(rank=0, size=2)) == own_passes(rows, 4, Group(rank=0, size=2)) == [rows]
