@@ -61,12 +61,12 @@ def prepare(args):
     print(f"{len(rows)} rows, {record['num_tokens']} tokens, {counts}")
 
 
-def write_random_model(source, folder):
-    """Write the configuration and tokenizer of a model with random bf16 weights, standard deviation 0.02."""
+def write_random_model(source, folder, **shape):
+    """Write configuration and tokenizer of a model with random bf16 weights, standard deviation 0.02."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, **shape)
     config.initializer_range = 0.02
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

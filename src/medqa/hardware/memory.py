@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from medqa.config import RunConfig
 from medqa.hardware.device import Device
 
-__all__ = ["MemoryPlan", "Widths", "default_batch", "plan_memory"]
+__all__ = ["MemoryPlan", "Widths", "default_batch", "plan_memory", "row_gib"]
 
 # Share of the free memory that a plan may use; the rest is for what it does not foresee.
 USABLE_SHARE = 0.8
@@ -47,12 +47,31 @@ def plan_memory(device: Device, model_config: Any, longest_tokens: int, batch_si
         longest_tokens: Length of the longest row.
         batch_size: Rows per optimizer step.
     """
-    widths = Widths(
+    return _plan(device, _widths(model_config), longest_tokens, batch_size, device.free_memory_gib())
+
+
+def row_gib(model_config: Any, num_tokens: int, precision: str) -> float:
+    """Estimate what a row keeps for the backward pass, in GiB.
+
+    Args:
+        model_config: transformers configuration with the model's widths.
+        num_tokens: Length of the row.
+        precision: What the device computes in: "bf16", "fp16" or "fp32".
+    """
+    return _row_gib(_widths(model_config), num_tokens, precision)
+
+
+def _widths(model_config: Any) -> Widths:
+    return Widths(
         model_config.hidden_size,
         getattr(model_config, "intermediate_size", 4 * model_config.hidden_size),
         model_config.num_hidden_layers,
     )
-    return _plan(device, widths, longest_tokens, batch_size, device.free_memory_gib())
+
+
+def _row_gib(widths: Widths, num_tokens: int, precision: str) -> float:
+    kept = KEPT_HIDDEN * widths.hidden + KEPT_INTERMEDIATE * widths.intermediate
+    return widths.num_blocks * kept * (4 if precision == "fp32" else 2) * num_tokens / 2**30
 
 
 def _plan(
@@ -60,11 +79,9 @@ def _plan(
 ) -> MemoryPlan:
     if free is None:
         return MemoryPlan(batch_size, False, "the device doesn't tell its free memory")
-    kept = KEPT_HIDDEN * widths.hidden + KEPT_INTERMEDIATE * widths.intermediate
-    size = 4 if device.precision == "fp32" else 2
-    row_gib = widths.num_blocks * kept * size * longest_tokens / 2**30
-    rows = int(USABLE_SHARE * free / row_gib)
-    reason = f"{free:.1f} GiB free, about {row_gib:.2f} GiB a row of {longest_tokens} tokens"
+    a_row = _row_gib(widths, longest_tokens, device.precision)
+    rows = int(USABLE_SHARE * free / a_row)
+    reason = f"{free:.1f} GiB free, about {a_row:.2f} GiB a row of {longest_tokens} tokens"
     if rows < 1:
         return MemoryPlan(1, True, f"{reason}: activations are recomputed in the backward pass")
     return MemoryPlan(min(rows, batch_size), False, reason)
