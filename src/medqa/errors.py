@@ -132,6 +132,7 @@ class TrainingError(MedQAError):
     """Training can't go on."""
 
 
+_MEMORY = "close other programs, or a smaller model or batch"
 _FAULTS = {
     errno.ENOSPC: "make room, then the same command again: what was written whole stays",
     errno.EDQUOT: "make room within your quota, then the same command again",
@@ -140,6 +141,11 @@ _FAULTS = {
     errno.EPERM: "give a place that you may read and write, or change its permissions",
     errno.EIO: "the disk or its connection fails; copy what is there elsewhere",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENFILE: "close other programs: the machine has too many files open",
+    errno.ENOMEM: _MEMORY,
+    errno.EFBIG: "the file system takes no files of this size; give a place on another disk",
+    errno.ESTALE: "the connection to the disk was lost; mount it again, then the same command again",
+    errno.ENOTCONN: "the connection to the disk was lost; mount it again, then the same command again",
 }
 
 
@@ -151,7 +157,9 @@ def machine_fault(exc: BaseException) -> MachineError | None:
     seen: BaseException | None = exc
     while seen is not None:
         if isinstance(seen, MemoryError):
-            return MachineError("memory is exhausted", "close other programs, or a smaller model or batch")
+            return MachineError("memory is exhausted", _MEMORY)
+        if isinstance(seen, RuntimeError) and re.search(r"out of memory|can't allocate memory", str(seen)):
+            return MachineError(str(seen).splitlines()[0], _MEMORY)
         number = seen.errno if isinstance(seen, OSError) else None
         if number is None and (found := re.search(r"\(os error (\d+)\)", str(seen))):
             number = int(found[1])

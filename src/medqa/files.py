@@ -1,13 +1,19 @@
 """Write files and folders whole or not at all, and read them back with clear errors.
 
-A file is written beside its place and renamed, so that a half-written one never bears its name.
+A file is written beside its place and renamed, so that a half-written one never bears its name. What a killed
+writer leaves beside a folder, the next one takes away, or puts back if nothing else is left of it.
 """
 
 import contextlib
 import contextvars
+import errno
+import glob
 import hashlib
 import json
+import logging
 import os
+import platform
+import re
 import secrets
 import shutil
 import tempfile
@@ -15,11 +21,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from medqa.errors import RunError
 
 __all__ = [
+    "beside",
     "file_sha256",
     "read_json",
+    "seal",
+    "sweep",
+    "synced",
+    "unsealed",
     "write_anyway",
     "write_folder",
     "write_json",
@@ -28,6 +41,8 @@ __all__ = [
     "write_text",
     "writes",
 ]
+
+log = logging.getLogger(__name__)
 
 _writes = True
 _anyway: contextvars.ContextVar[bool] = contextvars.ContextVar("_anyway", default=False)
@@ -58,12 +73,15 @@ def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either whole or not there."""
     if not writes():
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    with beside.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    beside.replace(path)
+    part = beside(path)
+    try:
+        with part.open("w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)  # on a full disk it would take what little room there is
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -92,33 +110,95 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def write_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder under another name; it gets its own name only once the block ends well."""
+def write_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
+    """Fill a folder under another name; it gets its own name only once the block ends well.
+
+    Args:
+        path: The folder. What is there is replaced.
+        new: Replace nothing.
+
+    Raises:
+        FileExistsError: If it must be new and isn't.
+    """
     if not writes():
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-    aside = beside.with_suffix(".old")
-    beside.mkdir(parents=True)
+    sweep(path)
+    if new and path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    part = beside(path)
+    aside = part.with_suffix(".old")
+    part.mkdir(parents=True)
     try:
-        yield beside
-        for file in beside.rglob("*"):
+        yield part
+        for file in part.rglob("*"):
             if file.is_file():
-                with file.open("rb") as f:
-                    os.fsync(f.fileno())
-        if path.exists():
+                synced(file)
+        if path.exists() and not new:
             # Aside first: a folder that can't be deleted whole would be lost by halves.
             path.replace(aside)
-        try:
-            beside.replace(path)
-        except BaseException:
-            if aside.exists():
-                aside.replace(path)
-            raise
+        part.replace(path)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        # An error may have come in between the two, or a signal.
+        if aside.exists() and not path.exists():
+            aside.replace(path)
+        shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def beside(path: Path) -> Path:
+    """Name a file or folder beside its place, of this process, until it is whole."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def sweep(path: Path) -> None:
+    """Put right what writers of a file or folder left beside it that were killed on this machine."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)-\w+\.(part|old)", left.name)
+        if not found or found[1] != _host() or psutil.pid_exists(int(found[2])):
+            continue
+        if found[3] == "old" and not path.exists():
+            log.warning("%s was being replaced by a process that was killed: it is back as it was", path)
+            left.replace(path)
+        elif left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """Tell machines and containers apart that share a disk, but not their processes."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def synced(file: Path) -> int:
+    """Have a file on the disk, whatever happens to the machine; its size in bytes."""
+    with file.open("rb") as f:
+        os.fsync(f.fileno())
+        return os.fstat(f.fileno()).st_size
+
+
+def seal(value: dict[str, Any]) -> dict[str, Any]:
+    """Add a checksum of all that an object holds, under "sha256"."""
+    return {**value, "sha256": _checksum(value)}
+
+
+def unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    """Take the checksum off again.
+
+    Raises:
+        ValueError: If it is not that of the rest.
+    """
+    rest = {key: part for key, part in value.items() if key != "sha256"}
+    if value.get("sha256") != _checksum(rest):
+        raise ValueError("its content is not what was written: the checksum differs")
+    return rest
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    as_read = json.loads(json.dumps(value))  # keys are text there, tuples lists
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from medqa.errors import HubError
+from medqa.errors import HubError, machine_fault
 
 __all__ = ["HUB_MARK", "PUBLISHED_FILES", "fetch_run", "is_on_disk", "locate"]
 
@@ -134,6 +134,8 @@ def _download(name: str, kind: str, setting: str, revision: str | None, patterns
         HfHubHTTPError,
         OSError,
     ) as exc:
+        if fault := machine_fault(exc):
+            raise fault from exc
         raise HubError(
             f"the Hub can't be reached for {kind} {name!r} ({type(exc).__name__})",
             f"check the network or HF_ENDPOINT; or go on {local}; "

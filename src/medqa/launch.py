@@ -1,8 +1,11 @@
 """Is this process one of several that torchrun or accelerate started? Read before torch is. Torch-free."""
 
 import os
+import platform
 
-__all__ = ["num_restarts", "place", "wants_shards"]
+import psutil
+
+__all__ = ["builds_for_host", "launch_id", "place", "wants_shards"]
 
 
 def place() -> tuple[int, int]:
@@ -17,9 +20,19 @@ def place() -> tuple[int, int]:
     return int(found[0]), int(found[1])
 
 
-def num_restarts() -> int:
-    """Return how often torchrun started this anew because a process was lost (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+def builds_for_host() -> bool:
+    """Tell whether this is the process of several that makes what its machine keeps for itself."""
+    return place()[1] == 1 or os.environ.get("LOCAL_RANK", str(place()[0])) == "0"
+
+
+def launch_id() -> str | None:
+    """Name the launch that started this process; the same when torchrun starts it anew. None if alone."""
+    if place()[1] == 1:
+        return None
+    launcher = psutil.Process().parent()
+    if launcher is None:
+        return None
+    return f"{platform.node()}, process {launcher.pid} of {launcher.create_time():.2f}"
 
 
 def wants_shards() -> bool:

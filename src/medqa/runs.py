@@ -27,24 +27,23 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
 
 from medqa.config import RunConfig
 from medqa.errors import RunError
-from medqa.files import file_sha256, read_json, write_json, write_text, writes
+from medqa.files import file_sha256, read_json, write_folder, write_json, write_text, writes
 from medqa.hub import HUB_MARK, fetch_run
-from medqa.launch import place
+from medqa.launch import launch_id, place
+from medqa.locking import hold
 from medqa.provenance import provenance
 from medqa.recipe import dump
 from medqa.secrets import mask_secrets
 
-__all__ = [
-    "RunFolder",
-    "home",
-    "new_run_path",
-]
+__all__ = ["RUN_VERSION", "RunFolder", "adapter_checksums", "home", "new_run_path"]
 
-RUN_VERSION = 3
+RUN_VERSION = 4  # the checksums of all of the adapter's files, where version 3 has that of its weights
+
+# What lies in the adapter folder, or a flat run, and is written later or by others.
+_LATER = ("calibration.json", "README.md", "NOTICE", "run.json", "recipe.yaml", "data.json", "report.json")
 
 
 def home() -> Path:
@@ -59,6 +58,15 @@ def new_run_path(recipe: str, parent: str = "runs") -> Path:
     while (path := Path(parent) / f"{stem}-{number}").exists():
         number += 1
     return path
+
+
+def adapter_checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that training wrote into the adapter folder, or a flat run."""
+    return {
+        file.name: file_sha256(file)
+        for file in sorted(folder.iterdir())
+        if file.is_file() and not file.name.startswith((".", "LICENSE")) and file.name not in _LATER
+    }
 
 
 def _now() -> str:
@@ -91,24 +99,25 @@ class RunFolder:
             "status": "running",
             "recipe": recipe,
             "created": _now(),
+            "launch": launch_id(),
             "config": config.model_dump(mode="json"),
             "notices": [],
             **provenance(),
         }
         try:
-            if writes():
-                path.mkdir(parents=True)
+            with write_folder(path, new=True) as folder:
+                write_text(folder / "recipe.yaml", dump(config))
+                write_json(folder / "run.json", record)
         except FileExistsError as exc:
             raise RunError(
                 f"{path} is there already",
                 f"`medqa train --resume {path}` goes on with it; --out gives another name",
             ) from exc
         except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise RunError(f"{path} can't be made: {exc}", "--out gives another place") from exc
-        run = cls(path, record)
-        write_text(path / "recipe.yaml", dump(config))
-        run.save()
-        return run
+        return cls(path, record)
 
     @classmethod
     def open(cls, path: Path, *, finished: bool = True) -> "RunFolder":
@@ -141,9 +150,10 @@ class RunFolder:
                 "give the folder that `medqa train` made",
             )
         record = read_json(path / "run.json")
-        if record.get("version") != RUN_VERSION:
+        if record.get("version") not in (3, RUN_VERSION):
             raise RunError(
-                f"{path}/run.json has version {record.get('version')!r}, this program reads {RUN_VERSION}",
+                f"{path}/run.json has version {record.get('version')!r}, "
+                f"this program reads 3 and {RUN_VERSION}",
                 "use the medqa version that run.json names, or train again",
             )
         run = cls(path, record, hub)
@@ -182,7 +192,11 @@ class RunFolder:
                 whole = whole and isinstance(record["base_model"]["name"], str)
                 whole = whole and isinstance(record["adapter_sha256"], str)
                 whole = whole and isinstance(record["data"]["files"], list)
-        except (KeyError, TypeError, ValueError) as exc:
+                whole = whole and isinstance(record["prompt"], dict)
+                files = record["adapter_files"] if record["version"] != 3 else {}
+                whole = whole and all(Path(name).name == name for name in files)
+                whole = whole and all(isinstance(checksum, str) for checksum in files.values())
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise RunError(f"{self.path}/run.json is damaged: {exc!r}", "train again") from exc
         if not whole:
             raise RunError(f"{self.path}/run.json is damaged: a field is of the wrong type", "train again")
@@ -197,22 +211,26 @@ class RunFolder:
         folder = self.path / "adapter"
         if not folder.is_dir() and (self.path / "adapter_config.json").is_file():
             folder = self.path
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
+        weights = {"adapter_model.safetensors": self.record["adapter_sha256"]}
+        for name in ("adapter_config.json", *(files := self.record.get("adapter_files", {}) | weights)):
             if not (folder / name).is_file():
                 raise RunError(f"{folder} has no {name}", "copy the run again, or train again")
+        for name, checksum in files.items():
+            if self._checksum(folder / name) != checksum:
+                raise RunError(
+                    f"{folder}/{name} is not what training wrote: its checksum differs",
+                    "copy the run again, or train again",
+                )
+        return folder
+
+    def _checksum(self, file: Path) -> str:
         try:
-            checksum = file_sha256(folder / "adapter_model.safetensors")
+            return file_sha256(file)
         except OSError as exc:
             raise RunError(
-                f"{folder}/adapter_model.safetensors can't be read: {exc.strerror or exc}",
+                f"{file} can't be read: {exc.strerror or exc}",
                 f"chmod -R a+rX {self.path}, if another user is to read it",
             ) from exc
-        if checksum != self.record["adapter_sha256"]:
-            raise RunError(
-                f"{folder}/adapter_model.safetensors is not what training wrote: its checksum differs",
-                "copy the run again, or train again",
-            )
-        return folder
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -224,29 +242,9 @@ class RunFolder:
         if not writes() or place()[0]:
             yield
             return
-        # Whoever may write into the folder may hold it.
-        mode = self.path.stat().st_mode & 0o666
-        lock = FileLock(self.path / ".lock", blocking=False, mode=mode)
-        try:
-            lock.acquire()
-        except Timeout as exc:
-            raise RunError(
-                f"another process writes into {self.path}", "wait until it has ended, or end it"
-            ) from exc
-        except OSError as exc:
-            if exc.errno == errno.ENOLCK:
-                raise RunError(
-                    f"{self.path} is on a file system without locks", "copy the run to a disk of this machine"
-                ) from exc
-            raise RunError(
-                f"{self.path} can't be written to: {exc.strerror or exc}",
-                f"chmod -R u+w {self.path}, or copy it to where you may write",
-            ) from exc
-        try:
+        with hold(self.path, self.path / "adapter"):
             self._sweep()
             yield
-        finally:
-            lock.release()
 
     def _sweep(self) -> None:
         """Take away what writers that were killed left half done; nobody else writes here now."""

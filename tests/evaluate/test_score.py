@@ -328,7 +328,7 @@ def test_another_base_model_is_refused(finished_run, tmp_path):
         ("{", "can't be read"),
         ("[]", "expected an object"),
         ('{"version": 99}', "version 99"),
-        ('{"version": 2}', "version 2, this program reads 3"),
+        ('{"version": 2}', "version 2, this program reads 3 and 4"),
         ('{"version": 3, "status": "running", "notices": [], "config": {}}', "half written"),
         ('{"version": 3, "status": "complete", "notices": [], "config": {}}', "is damaged"),
     ],

@@ -5,6 +5,7 @@ traceback), 2 something the user can mend, 130 interrupted. Heavy imports stay i
 """
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -42,6 +43,8 @@ def main() -> None:
     """Run the program."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up, as Ctrl-C does
     try:
         code = app(standalone_mode=False)
     except MedQAError as exc:

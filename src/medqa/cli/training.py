@@ -8,7 +8,7 @@ import typer
 
 from medqa.cli.options import Json, Recipe, Settings, Trust
 from medqa.errors import ConfigError
-from medqa.launch import num_restarts, place
+from medqa.launch import place
 
 __all__ = ["train"]
 
@@ -50,8 +50,6 @@ def train(
     from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned, with_whole_paths
     from medqa.runs import new_run_path
 
-    if num_restarts() and resume is None and out is not None and (out / "run.json").is_file():
-        resume, out, settings, recipe, minutes = out, None, None, None, None  # a process was lost
     if resume is not None:
         if settings or out or recipe or minutes:
             raise ConfigError(
@@ -79,5 +77,5 @@ def train(
         print_json({"run": str(run.path), **run.record})
         return
     print_trained(run)
-    if minutes:
+    if "report" in run.record and place()[0] == 0:
         print_report(read_json(run.path / run.record["report"]))

@@ -22,7 +22,7 @@ from medqa.config import DataConfig
 from medqa.data.build import build_corpus
 from medqa.data.cache import Notice, entry_path, is_there, load, source_files, store, tell
 from medqa.data.corpus import TrainingData
-from medqa.errors import DataError, MedQAError
+from medqa.errors import DataError, MedQAError, machine_fault
 from medqa.hub import is_on_disk
 from medqa.secrets import mask_secrets
 
@@ -252,8 +252,11 @@ def main() -> None:
     code = 0
     try:
         answer = _prepare(request, collector.notices)
-    except MedQAError as exc:
-        answer = {"class": type(exc).__name__, "message": exc.message, "hint": exc.hint}
+    except Exception as exc:
+        told = exc if isinstance(exc, MedQAError) else machine_fault(exc)
+        if told is None:
+            raise
+        answer = {"class": type(told).__name__, "message": told.message, "hint": told.hint}
         answer["notices"] = collector.notices
         code = _MENDABLE
     print(json.dumps(answer))  # noqa: T201 - stdout is where the parent looks

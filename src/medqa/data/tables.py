@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medqa.data.excel import RowRead, check_header, excel_rows
-from medqa.errors import DataError
+from medqa.errors import DataError, machine_fault
 
 __all__ = ["SUFFIXES", "read_rows"]
 
@@ -63,7 +63,14 @@ def _parquet_rows(file: Path) -> Iterator[RowRead]:
             f"{file.name}: text that is not UTF-8 after row {number}", "write the file again"
         ) from exc
     except pyarrow.ArrowException as exc:
+        if fault := machine_fault(exc):
+            raise fault from exc
         raise DataError(f"{file}: not a readable parquet file: {exc}", "download it again") from exc
+    except (ValueError, OverflowError, KeyError) as exc:  # dates, time zones and names that Python has not
+        raise DataError(
+            f"{file.name}: a value after row {number} can't be read: {exc}",
+            "write the file again, with columns of text and whole numbers",
+        ) from exc
 
 
 def _jsonl_rows(file: Path) -> Iterator[RowRead]:

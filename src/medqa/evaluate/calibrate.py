@@ -9,10 +9,10 @@ from typing import Any
 from medqa.config import RunConfig
 from medqa.data.corpus import TrainingData
 from medqa.data.draw import examples_hash, sample
-from medqa.data.prepared import begin_corpus
 from medqa.errors import CalibrationError
 from medqa.evaluate.canaries import score_canaries
 from medqa.evaluate.engine import Engine, LocalEngine
+from medqa.evaluate.in_turn import InTurn
 from medqa.evaluate.orders import OrderedPrediction, count_askings, score_orders
 from medqa.evaluate.score import make_items
 from medqa.hardware.device import choose_device
@@ -69,8 +69,9 @@ def calibrate(
     """
     run = RunFolder.open(path)
     run.refuse_if_published("calibrate")
-    join_group(choose_device(run.config.model).torch_device)
-    questions = begin_corpus(run.config.data, run.config.train.seed)
+    group = join_group(choose_device(run.config.model).torch_device)
+    group.require_same(adapter=run.record["adapter_sha256"], versions=provenance()["versions"])
+    questions = InTurn(run.config.data, run.config.train.seed, group)
     with run.held():
         try:
             tuned = load_tuned(path, trust_remote_code)

@@ -241,4 +241,7 @@ class LocalEngine:
     @functools.cached_property
     def _packed_writer(self) -> PackedWriter | None:
         prompts = [self.renderer.answer_ids(example, 0) for example in _TRIED]
-        return choose_writer(self.decoder, self.tuned.device, self.renderer, prompts, self.max_length_tokens)
+        writer = choose_writer(
+            self.decoder, self.tuned.device, self.renderer, prompts, self.max_length_tokens
+        )
+        return writer if all(self._group.gather(writer is not None)) else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from medqa.config import EvaluateConfig, RunConfig, SourceConfig
 from medqa.data.build import QuestionSet, evaluation_set
+from medqa.data.draw import examples_hash
 from medqa.errors import ConfigError, DataError
 from medqa.evaluate.confidence import measure_calibrated
 from medqa.evaluate.engine import Engine, LocalEngine
@@ -64,9 +65,16 @@ def evaluate(
     questions = evaluation_set(data, config.train.seed)
     refuse_trained_on(questions, run.record["data"]["files"])
     if engine is None:
-        join_group(choose_device(config.model).torch_device)
+        group = join_group(choose_device(config.model).torch_device)
+        group.require_same(
+            adapter=run.record["adapter_sha256"],
+            questions=examples_hash(questions.examples),
+            versions=provenance()["versions"],
+        )
         with run.held():
-            return evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
+            report = evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)
+        group.wait()  # a process that ends takes the others with it: not before all is written
+        return report
     if place()[1] > 1:
         raise ConfigError("several processes would each ask the server everything", "without torchrun")
     remote = load_remote(path, engine)

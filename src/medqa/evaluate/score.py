@@ -149,9 +149,23 @@ def choose_decoder(
         max_length_tokens: Longest input the model takes.
     """
     reason = "fp16" if device.precision == "fp16" else why_not_packed(model)
+    reason = "the weights are sharded" if current_group().sharded else reason
     if reason is not None:
         log.info("Scoring the plain way: %s", reason)
         return None
+    decoder, reason = _packed(model, items, device, max_length_tokens)
+    # Several processes score alike, or it would show which of them scored a question.
+    reason = next((one for one in current_group().gather(reason) if one is not None), None)
+    if reason is not None:
+        log.warning("Scoring the plain way, slower: %s", reason)
+        return None
+    return decoder
+
+
+def _packed(
+    model: Any, items: Sequence[Item], device: Device, max_length_tokens: int
+) -> tuple[PackedDecoder | None, str | None]:
+    """Try the packed way; it, and why not to take it."""
     some = sorted(items, key=lambda item: len(item.prefix))[:: max(1, len(items) // NUM_COMPARED)]
     try:
         decoder = PackedDecoder(model)
@@ -159,15 +173,11 @@ def choose_decoder(
             _apart(model, some, device, max_length_tokens, decoder, adapted) for adapted in (True, False)
         )
     except RuntimeError as exc:
-        log.warning(
-            "Scoring the plain way, slower: the fast one does not run here: %s", str(exc).splitlines()[0]
-        )
-        return None
+        return None, f"the fast one does not run here: {str(exc).splitlines()[0]}"
     if not error < MAX_ERROR[device.precision]:
-        log.warning("Scoring the plain way, slower: the fast one differs by %.2g nats here", error)
-        return None
+        return None, f"the fast one differs by {error:.2g} nats here"
     log.info("Scoring packed rows: equals the plain way on %d questions (off by %.0e nats)", len(some), error)
-    return decoder
+    return decoder, None
 
 
 def _apart(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from medqa.hardware.device import Device, is_out_of_memory
+from medqa.hardware.group import current_group
 from medqa.model.lora import compute_context, without_adapter
 from medqa.progress import Task
 from medqa.prompts import PromptRenderer
@@ -88,8 +89,8 @@ def write_explanations(
                     model, renderer, device, [prompts[n] for n in batch], limits[batch[0]], adapted=adapted
                 )
         except RuntimeError as exc:
-            if not is_out_of_memory(exc):
-                raise
+            if current_group().sharded or not is_out_of_memory(exc):
+                raise  # sharded passes are made by all processes in step
             rows = len(batch) // 2
             log.warning("Memory ran out: going on with %d explanations at once", rows)
             rest = [number for part in (batch, *waiting) for number in part]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from medqa.config import ModelConfig
-from medqa.errors import ModelError, RunError
+from medqa.errors import ModelError, RunError, machine_fault
 from medqa.files import read_json
 from medqa.hardware.device import Device
 from medqa.hardware.group import current_group
@@ -95,6 +95,7 @@ def find_base(config: ModelConfig) -> BaseFiles:
             "other formats can run code when loaded; convert the model to safetensors first",
         )
     settings = _read_settings(path / "config.json")
+    _refuse_other_weights(path)
     trusted = config.trust_remote_code == config.name
     if "auto_map" in settings and not trusted:
         raise ModelError(
@@ -111,6 +112,33 @@ def find_base(config: ModelConfig) -> BaseFiles:
         raise ModelError(f"{path}/config.json: max_position_embeddings is {limit!r}", "it must be a number")
     mark, num_parameters = fingerprint(path)
     return BaseFiles(config.name, path, mark, limit, num_parameters, trusted)
+
+
+_UNSOUND = "download it again; if it was so, don't use it"
+
+
+def _refuse_other_weights(path: Path) -> None:
+    """Refuse an index that names other files than weights of this folder: outside of it, or pickles."""
+    index = path / "model.safetensors.index.json"
+    if not index.exists() or (path / "model.safetensors").is_file():  # which goes before
+        return
+    names = _read_settings(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ModelError(f"{index} names no weights", _UNSOUND)
+    for name in names.values():
+        plain = isinstance(name, str) and Path(name).name == name and name.endswith(".safetensors")
+        if not plain or not (path / name).is_file():
+            raise ModelError(f"{index} names {name!r}, which is no safetensors file beside it", _UNSOUND)
+
+
+def _refuse_other_tokenizer(folder: Path) -> None:
+    """Refuse settings of a tokenizer that name files outside of its folder."""
+    file = folder / "tokenizer_config.json"
+    if not file.exists():
+        return
+    names = _read_settings(file).get("fast_tokenizer_files") or []
+    if not isinstance(names, list) or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise ModelError(f"{file}: fast_tokenizer_files names {names!r}, not files beside it", _UNSOUND)
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -185,9 +213,12 @@ def load_run_renderer(adapter: Path, frozen: dict[str, Any]) -> PromptRenderer:
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
+    _refuse_other_tokenizer(folder)
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code)
     except Exception as exc:
+        if fault := machine_fault(exc):
+            raise fault from exc
         raise ModelError(
             f"{folder} has no usable tokenizer: {exc!r}", "copy its tokenizer files again"
         ) from exc
@@ -211,15 +242,25 @@ def load_model(base: BaseFiles, device: Device, *, shard: bool = False) -> Any:
 
     try:
         with no_library_bars():
-            model = AutoModelForCausalLM.from_pretrained(
+            model, found = AutoModelForCausalLM.from_pretrained(
                 str(base.path),
                 dtype=device.weight_dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
                 trust_remote_code=base.trust_remote_code,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as exc:
-        raise ModelError(f"{base.path} can't be loaded: {exc}", "check the folder") from exc
+    except Exception as exc:
+        if fault := machine_fault(exc):
+            raise fault from exc
+        # Its settings are used all over the library: what is wrong with them may raise anything.
+        raise ModelError(f"{base.path} can't be loaded: {exc!r}", "download the model again") from exc
+    for what in ("missing_keys", "mismatched_keys"):
+        if names := sorted(map(str, found.get(what) or ())):
+            raise ModelError(
+                f"{base.path} is not whole: {len(names)} {what.removesuffix('_keys')} tensors, as {names[0]}",
+                "download the model again; what is missing would be random",
+            )
     model.requires_grad_(False)
     model.eval()
     group = current_group()

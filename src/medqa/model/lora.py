@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 
 from medqa.config import LoraConfig
-from medqa.errors import ModelError
+from medqa.errors import ModelError, RunError, machine_fault
+from medqa.files import read_json
 from medqa.hardware.device import Device
 
 __all__ = [
@@ -90,18 +91,41 @@ def load_adapter(model: Any, folder: Path, device: Device) -> Any:
     """
     import peft
 
+    _refuse_unusual(folder / "adapter_config.json", peft.LoraConfig(task_type="CAUSAL_LM").to_dict())
     try:
         with _ignore_peft_warning():
             tuned = peft.PeftModel.from_pretrained(
                 model, str(folder), torch_device=str(device.torch_device), autocast_adapter_dtype=True
             )
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as exc:
+        if fault := machine_fault(exc):
+            raise fault from exc
         raise ModelError(
             f"the adapter {folder} does not fit this base model: {str(exc).splitlines()[0]}",
             "use the base model that the adapter was trained on",
         ) from exc
     tuned.eval()
     return tuned
+
+
+# What `attach_adapter` chooses, and what says where an adapter comes from.
+_CHOSEN = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
+    *("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping"),
+)
+
+
+def _refuse_unusual(file: Path, usual: dict[str, Any]) -> None:
+    """Refuse settings that this program never writes: some make PEFT read other files, pickles among them."""
+    hint = "copy the run again, or train again; if it was so, don't use it"
+    try:
+        settings = read_json(file)
+    except RunError as exc:
+        raise ModelError(exc.message, hint) from exc
+    for key, value in settings.items():
+        # Keys of another version of PEFT: off, or as here.
+        if key not in _CHOSEN and value and value != usual.get(key):
+            raise ModelError(f"{file}: {key} is {value!r}, which this program does not write", hint)
 
 
 def causal_lm(model: Any) -> Any:

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ import torch
 
 from medqa.errors import ConfigError, RunError
 from medqa.evaluate.engine import Engine
-from medqa.files import file_sha256, read_json, write_folder, write_json, write_text
+from medqa.files import beside, file_sha256, read_json, write_folder, write_json, write_text
 from medqa.model.load import find_base, load_renderer
 from medqa.provenance import provenance
 from medqa.publish.folder import base_on_hub, copy_run
@@ -233,10 +233,13 @@ def _clear(folder: Path) -> None:
 @contextlib.contextmanager
 def _merged_beside(work: Subject) -> Iterator[Path]:
     """Write the merged model in fp32 to a folder that goes away again."""
-    work.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=work.out.parent, prefix=f".{work.out.name}-") as name:
-        write_merged(work.merge(), work.renderer, Path(name), "fp32")
-        yield Path(name)
+    folder = beside(work.out)  # by this name the next export finds it, if this one is killed
+    folder.mkdir(parents=True)
+    try:
+        write_merged(work.merge(), work.renderer, folder, "fp32")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _record(work: Subject, folder: Path, parity: Parity, calibration: str) -> dict[str, Any]:

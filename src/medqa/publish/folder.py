@@ -28,8 +28,9 @@ from medqa.publish.licences import Verdict, base_licence_of, judge
 from medqa.publish.push import check_name
 from medqa.publish.scrub import scrub, scrub_command
 from medqa.recipe import dump
-from medqa.runs import RunFolder
+from medqa.runs import RUN_VERSION, RunFolder, adapter_checksums
 from medqa.trust.store import FILE_NAME as CALIBRATION
+from medqa.trust.store import read_values, write_values
 
 __all__ = ["Published", "base_on_hub", "copy_run", "write_published"]
 
@@ -156,24 +157,24 @@ def copy_run(run: RunFolder, out: Path, *, base: str | None = None) -> None:
     """
     out.mkdir(exist_ok=True)
     adapter = run.adapter
-    for file in sorted(adapter.iterdir()):
-        # PEFT leaves a card behind that says nothing.
-        if file.is_file() and file.name in MODEL_FILES and file.suffix != ".md":
-            _copy(file, out / file.name)
+    for name in sorted(adapter_checksums(adapter)):
+        if name in MODEL_FILES:
+            _copy(adapter / name, out / name)
     if (adapter / CALIBRATION).is_file():
-        write_json(out / CALIBRATION, scrub(read_json(adapter / CALIBRATION)))
+        write_values(out, scrub(read_values(adapter)))
     name = str(run.record["base_model"]["name"])
     named = name if name == SMOLLM2 else base or short_name(name)
     record = scrub({**json.loads(json.dumps(run.record)), "command": ""})
     record["command"] = scrub_command(str(run.record.get("command", "")))
     record["config"]["model"]["name"] = record["base_model"]["name"] = named
-    write_json(out / "run.json", record)
-    write_text(out / "recipe.yaml", dump(RunConfig.model_validate(record["config"])))
     settings = scrub(read_json(adapter / "adapter_config.json"))
     settings["base_model_name_or_path"] = _SMOLLM2_ON_HUB if named == SMOLLM2 else named
     settings["revision"] = run.config.model.revision
     (out / "adapter_config.json").unlink()
     write_json(out / "adapter_config.json", settings)
+    record |= {"version": RUN_VERSION, "adapter_files": adapter_checksums(out)}
+    write_json(out / "run.json", record)
+    write_text(out / "recipe.yaml", dump(RunConfig.model_validate(record["config"])))
 
 
 def _copy(source: Path, target: Path) -> None:

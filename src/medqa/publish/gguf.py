@@ -7,8 +7,6 @@ those of llama.cpp's own converter.
 import contextlib
 import logging
 import math
-import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from medqa.errors import ModelError
-from medqa.files import read_json
+from medqa.files import beside, read_json, synced
 from medqa.publish.gguf_tokenizer import OTHER_CONVERTER, refuse_unwritable_tokenizer, write_tokenizer
 
 __all__ = ["WRITTEN", "refuse_unwritable", "write_gguf"]
@@ -66,19 +64,18 @@ def write_gguf(
     architecture = _architecture(config)
     with _weights(model_folder) as weights:
         tensors = _Tensors(config, architecture, weights, kind)
-        beside = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
-        writer = gguf.GGUFWriter(beside, gguf.MODEL_ARCH_NAMES[architecture])
+        part = beside(out)
+        writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[architecture])
         try:
             _write_settings(writer, config, kind, name or out.stem)
             write_tokenizer(writer, model_folder, config["vocab_size"], stop_token_id)
             tensors.write(writer)
             writer.close()
-            with beside.open("rb") as f:
-                os.fsync(f.fileno())
-            beside.replace(out)
+            synced(part)
+            part.replace(out)
         finally:
             writer.close()
-            beside.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
 
 
 def refuse_unwritable(model_folder: Path) -> None:

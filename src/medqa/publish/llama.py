@@ -5,9 +5,7 @@ model is what became of the weights, and a question's score does not depend on t
 """
 
 import math
-import os
 import platform
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import torch
 
 from medqa.errors import ConfigError, EngineError, ModelError
 from medqa.evaluate.score import Item
+from medqa.files import beside, synced
 from medqa.model.generate import Written
 from medqa.model.writer import Writing
 from medqa.progress import Task
@@ -73,18 +72,17 @@ def quantize(source: Path, target: Path, kind: str, *, num_threads: int = 0) -> 
     library = llama_library()
     params = library.functions.llama_model_quantize_default_params()
     params.ftype, params.nthread = _FTYPES[kind], num_threads
-    beside = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    part = beside(target)
     try:
         failed = library.functions.llama_model_quantize(
-            str(source).encode(), str(beside).encode(), library.address(params)
+            str(source).encode(), str(part).encode(), library.address(params)
         )
         if failed:
             raise library.refusal("quantise", source)
-        with beside.open("rb") as f:
-            os.fsync(f.fileno())
-        beside.replace(target)
+        synced(part)
+        part.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
 
 
 class LlamaEngine:

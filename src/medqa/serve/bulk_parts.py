@@ -4,12 +4,13 @@
     turn           held by the one process that begins or ends the job
     job.json       what is asked for; a job that is asked for otherwise is refused
     NNNNNNNN.csv   the rows of a chunk, in the format of the result
-    NNNNNNNN.json  that the chunk is done, its size and its counts
+    NNNNNNNN.json  that the chunk is done, its checksum and its counts
     joined         the result, until it bears its own name
     summary.json   what was done, from just before that
 
-A chunk counts as done once its second file is there, which is written last. The result gets its name by a
-hard link, which overwrites nothing; that `joined` is the same file as OUT says whose it is.
+A chunk counts as done once its second file is there, which is written last and holds the checksum of the
+first. The result gets its name by a hard link, which overwrites nothing; that `joined` is the same file as
+OUT says whose it is.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from medqa.errors import RunError
-from medqa.files import read_json, write_json
+from medqa.files import file_sha256, read_json, synced, write_json
 
 __all__ = ["Parts", "claimed", "this_process"]
 
@@ -144,15 +145,16 @@ class Parts:
 
     def done(self) -> dict[int, Record]:
         """Return the records of the chunks that are done and whole."""
-        records = {}
-        for number in self.listed():
+        found = {number: self._whole(number) for number in self.listed()}
+        return {number: record for number, record in found.items() if record is not None}
+
+    def _whole(self, number: int) -> Record | None:
+        """Return a chunk's record; None if it is damaged, or somebody tidied up: it will be done again."""
+        with contextlib.suppress(RunError, KeyError, FileNotFoundError):
             record = read_json(self._record(number))
-            try:
-                if self.part(number).stat().st_size == record["bytes"]:
-                    records[number] = record
-            except FileNotFoundError:
-                continue  # somebody tidied up; it will be done again
-        return records
+            if file_sha256(self.part(number)) == record["sha256"]:
+                return record
+        return None
 
     def listed(self) -> list[int]:
         """Return the numbers of the chunks that are done, after a quick look."""
@@ -163,9 +165,10 @@ class Parts:
         """Keep a chunk: whole or not at all."""
         beside = self.folder / f"{number:08d}.{uuid.uuid4().hex}.part"
         write(beside)
-        size = _synced(beside)
+        synced(beside)
+        sha256 = file_sha256(beside)
         beside.replace(self.part(number))
-        write_json(self._record(number), {**record, "bytes": size})
+        write_json(self._record(number), {**record, "sha256": sha256})
 
     def publish(self, join: Callable[[Path], None], summary: Record) -> None:
         """Make the target of the parts, and clear them away.
@@ -175,7 +178,7 @@ class Parts:
         """
         joined = self.folder / "joined"
         join(joined)
-        _synced(joined)
+        synced(joined)
         write_json(self.folder / "summary.json", summary)
         try:
             os.link(joined, self.target)
@@ -216,12 +219,6 @@ class Parts:
 
     def _record(self, number: int) -> Path:
         return self.folder / f"{number:08d}.json"
-
-
-def _synced(path: Path) -> int:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return os.fstat(file.fileno()).st_size
 
 
 def _flat(tree: Any, prefix: str = "") -> Record:

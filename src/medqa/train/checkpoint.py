@@ -3,10 +3,11 @@
 checkpoints/step-000120/
     adapter.safetensors    fp32 adapter weights
     optimizer.safetensors  AdamW's moments and step counts, and the random states
-    state.json             step, rows a forward pass, sums for the metrics
+    state.json             step, rows a forward pass, sums for the metrics, and the checksums of all of it
 """
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -14,13 +15,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from medqa.errors import RunError
-from medqa.files import read_json, write_folder, write_json
+from medqa.errors import RunError, machine_fault
+from medqa.files import file_sha256, seal, unsealed, write_folder, write_json
+from medqa.hardware.device import is_out_of_memory
 from medqa.train.engine import ADAMW_FIELDS, Engine, Tensors
 
 __all__ = ["TrainState", "load_checkpoint", "newest_checkpoint", "save_checkpoint"]
 
 KEEP = 2
+_TENSORS = ("adapter.safetensors", "optimizer.safetensors")
 
 
 @dataclasses.dataclass
@@ -63,7 +66,8 @@ def save_checkpoint(folder: Path, engine: Engine, device: torch.device, state: T
         if device.type != "cpu":
             tensors["random|device"] = torch.get_device_module(device).get_rng_state()
         save_file(_on_host(tensors), beside / "optimizer.safetensors")
-        write_json(beside / "state.json", dataclasses.asdict(state))
+        files = {name: file_sha256(beside / name) for name in _TENSORS}
+        write_json(beside / "state.json", seal({"state": dataclasses.asdict(state), "files": files}))
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         # Hidden first: killed in between, a half deleted one must not bear its name.
         shutil.rmtree(old.replace(old.with_name(f".{old.name}.old")))
@@ -85,21 +89,26 @@ def load_checkpoint(path: Path, engine: Engine, device: torch.device) -> TrainSt
         RunError: If the checkpoint is damaged or of another adapter.
     """
     try:
-        weights = load_file(path / "adapter.safetensors")
-        tensors = load_file(path / "optimizer.safetensors")
-        state = TrainState(**read_json(path / "state.json"))
+        written = unsealed(json.loads((path / "state.json").read_text(encoding="utf-8")))
+        for name in _TENSORS:
+            if file_sha256(path / name) != written["files"][name]:
+                raise ValueError(f"{name}: its checksum differs")
+        weights, tensors = (load_file(path / name) for name in _TENSORS)
+        state = TrainState(**written["state"])
         names = set(engine.tensor_names())
         expected = {f"{name}|{field}" for name in names for field in ADAMW_FIELDS} | {"random|cpu"}
         if set(weights) != names or not expected <= set(tensors):
             raise RunError(f"{path} is a checkpoint of another adapter", "resume with the run's own settings")
-        if not isinstance(state.step, int) or not isinstance(state.micro_batch_size, int):
-            raise TypeError(f"state.json: step {state.step!r}")
         optimizer = {name: {field: tensors[f"{name}|{field}"] for field in ADAMW_FIELDS} for name in names}
         engine.load(weights, optimizer)
         torch.set_rng_state(tensors["random|cpu"])
         if "random|device" in tensors and device.type != "cpu":
             torch.get_device_module(device).set_rng_state(tensors["random|device"])
-    except (SafetensorError, OSError, TypeError, RuntimeError, KeyError) as exc:
+    except (
+        *(SafetensorError, OSError, TypeError, ValueError, RuntimeError, KeyError, AttributeError),
+    ) as exc:
+        if is_out_of_memory(exc) or machine_fault(exc):
+            raise  # the checkpoint may be whole
         raise RunError(
             f"{path} is damaged: {exc}", f"delete it to go on from an older one: rm -r {path}"
         ) from exc

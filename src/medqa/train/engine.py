@@ -1,21 +1,20 @@
 """What the loop asks of whatever computes a step, and the plain way to do it."""
 
-import contextlib
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
 from medqa.config import TrainConfig
-from medqa.errors import TrainingError
-from medqa.hardware.device import Device, is_out_of_memory
-from medqa.hardware.group import Group, current_group
+from medqa.hardware.device import Device
+from medqa.hardware.group import current_group
+from medqa.hardware.memory import MemoryPlan, plan_memory
 from medqa.model.batch import AnswerLoss, TokenisedRow, collate
 from medqa.model.decoder import PackedDecoder
 from medqa.model.lora import compute_context, recompute_activations, trainable_parameters
-from medqa.train.schedule import deal
+from medqa.train.together import own_passes, whole_in_all
 
 __all__ = [
     "ADAMW_FIELDS",
@@ -23,13 +22,13 @@ __all__ = [
     "PlainEngine",
     "StepResult",
     "Tensors",
-    "add_up",
-    "own_passes",
-    "refuse_different_adapters",
-    "whole_or_told",
+    "plan_passes",
 ]
 
 ADAMW_FIELDS = ("step", "exp_avg", "exp_avg_sq")
+
+# Packed passes hold about as many tokens as their rows on average; a little more, since rows are whole.
+PACKED_SPREAD = 1.1
 
 Tensors = dict[str, torch.Tensor]
 
@@ -49,48 +48,6 @@ class StepResult:
     answer_nll: float
     grad_norm: float
     num_tokens: int
-
-
-def own_passes(rows: Sequence[TokenisedRow], rows_a_pass: int, group: Group) -> list[list[TokenisedRow]]:
-    """Deal a step's rows to the processes, alike in tokens, and this one's to its passes."""
-    own = [rows[index] for index in deal([len(row) for row in rows], group.size)[group.rank]]
-    if group.sharded:  # as many passes as the others make
-        num_passes = -(-len(rows) // group.size // rows_a_pass)
-        return [own[start::num_passes] for start in range(num_passes)]
-    # One pass at least: fp16's scaler wants a gradient, if there are fewer rows than processes.
-    return [own[start : start + rows_a_pass] for start in range(0, len(own), rows_a_pass)] or [[]]
-
-
-@contextlib.contextmanager
-def whole_or_told(group: Group, sums: torch.Tensor) -> Iterator[None]:
-    """Of several processes, put off a lack of memory until the others know of it: they wait for this one.
-
-    Args:
-        group: The processes.
-        sums: What is added up over them; its last value counts those that ran out of memory.
-    """
-    try:
-        yield
-    except RuntimeError as exc:
-        if group.size == 1 or group.sharded or not is_out_of_memory(exc):
-            raise
-        sums[-1] = 1
-
-
-class SharedMemoryError(RuntimeError):
-    """A process of several ran out of memory in its passes, and all know."""
-
-
-def add_up(group: Group, gradient: torch.Tensor, sums: torch.Tensor) -> None:
-    """Add up a gradient and sums over all processes.
-
-    Raises:
-        SharedMemoryError: If one of them ran out of memory; in each of them.
-    """
-    group.sum_(sums)
-    if group.size > 1 and float(sums[-1]):
-        raise SharedMemoryError("out of memory in one of the processes")
-    group.sum_(gradient)
 
 
 class Engine(Protocol):
@@ -153,16 +110,16 @@ class Engine(Protocol):
         """Leave the trained weights in the model."""
 
 
-def refuse_different_adapters(engine: Engine, group: Group) -> None:
-    """Raise TrainingError unless all processes hold the same adapter, to the bit."""
-    digest = hashlib.sha256()
-    for _, tensor in sorted(engine.tensors()[0].items()):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    if len(set(group.gather(digest.hexdigest()))) > 1:
-        raise TrainingError(
-            f"the {group.size} processes hold different adapters: their sums were not the same",
-            "please report it; one process trains meanwhile",
-        )
+def plan_passes(
+    rows: Sequence[TokenisedRow], config: TrainConfig, device: Device, model_config: Any, engine: Engine
+) -> MemoryPlan:
+    """Choose rows per pass: as set, or what fits into the free memory."""
+    if config.micro_batch_size != "auto":
+        size = min(config.micro_batch_size, config.batch_size)
+        return MemoryPlan(size, False, "set by train.micro_batch_size")
+    lengths = [len(row) for row in rows]
+    tokens = math.ceil(PACKED_SPREAD * sum(lengths) / len(lengths)) if engine.balanced else max(lengths)
+    return plan_memory(device, model_config, min(tokens, max(lengths)), config.batch_size)
 
 
 class PlainEngine:
@@ -199,18 +156,19 @@ class PlainEngine:
         self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
     ) -> StepResult:
         """See `Engine`."""
-        sums = torch.zeros(3, device=self._device.torch_device)
-        with whole_or_told(self._group, sums):
+        sums = torch.zeros(2, device=self._device.torch_device)
+        parameters = [p for _, p in trainable_parameters(self._model)]
+        with whole_in_all(self._group):
             for part in own_passes(rows, rows_a_pass, self._group):
                 if part:
                     self._add(part, 1 / len(rows), sums)
                 else:  # for its gradient of zero; and, sharded, the others need this process's weights
                     self._add(rows[:1], 0.0, torch.zeros_like(sums))
-        parameters = [p for _, p in trainable_parameters(self._model)]
-        self._exchange(parameters, sums)
+            flat = self._flat_gradient(parameters)
+        self._exchange(parameters, flat, sums)
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
-        found = torch.cat([sums[:2], norm.float()[None]]).tolist()
+        found = torch.cat([sums, norm.float()[None]]).tolist()
         num_tokens = sum(len(row) for row in rows)
         return StepResult(found[0] / len(rows), found[1] / len(rows), found[2], num_tokens)
 
@@ -222,21 +180,25 @@ class PlainEngine:
                 batch.input_ids_BT, batch.position_N, batch.label_N, batch.weight_N, batch.is_answer_N
             )
         self._scaler.scale(loss * weight).backward()
-        sums[:2] += torch.stack([loss.detach(), answer_nll])
+        sums += torch.stack([loss.detach(), answer_nll])
 
-    def _exchange(self, parameters: list[torch.nn.Parameter], sums: torch.Tensor) -> None:
-        """Add up gradients and sums over all processes: one message, as adapters are small."""
+    def _flat_gradient(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor | None:
+        """Put the gradients behind each other, to be added up as one message; None for one process."""
         if self._group.size == 1:
+            return None
+        return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+
+    def _exchange(
+        self, parameters: list[torch.nn.Parameter], flat: torch.Tensor | None, sums: torch.Tensor
+    ) -> None:
+        """Add up gradients and sums over all processes."""
+        if flat is None:
             return
-        for p in parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        flat = torch.nn.utils.parameters_to_vector([p.grad for p in parameters if p.grad is not None])
-        add_up(self._group, flat, sums)
+        self._group.sum_(sums)
+        self._group.sum_(flat)
         start = 0
         for p in parameters:
-            assert p.grad is not None
-            p.grad.copy_(flat[start : start + p.numel()].view_as(p))
+            p.grad = flat[start : start + p.numel()].view_as(p)
             start += p.numel()
 
     def update(self, rate: float) -> None:
@@ -250,6 +212,9 @@ class PlainEngine:
     def discard(self) -> None:
         """See `Engine`."""
         self._optimizer.zero_grad(set_to_none=True)
+        # A scaler that has unscaled once wants a step before it does so again.
+        state, self._scaler = self._scaler.state_dict(), self._device.grad_scaler()
+        self.load_scaler(state)
         self._device.release_memory()
 
     def recompute(self) -> None:

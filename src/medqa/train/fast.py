@@ -15,14 +15,9 @@ from medqa.model.batch import TokenisedRow
 from medqa.model.decoder import PackedDecoder
 from medqa.model.elementwise import LAUNCHED, compile_elementwise
 from medqa.model.packed import PackedBatch, Slots, pack, slots_for
-from medqa.train.engine import (
-    ADAMW_FIELDS,
-    StepResult,
-    Tensors,
-    add_up,
-    whole_or_told,
-)
+from medqa.train.engine import ADAMW_FIELDS, StepResult, Tensors
 from medqa.train.schedule import deal
+from medqa.train.together import whole_in_all
 
 __all__ = ["PackedEngine"]
 
@@ -62,7 +57,7 @@ class PackedEngine:
         self._parameter = torch.nn.Parameter(self._adapter.weights)
         self._parameter.grad = self._adapter.grad
         self._optimizer = _adamw(self._parameter, config)
-        self._sums = torch.zeros(3, device=device.torch_device)
+        self._sums = torch.zeros(2, device=device.torch_device)
         self._group = current_group()
         self._tried = False
         self._graphs = has_graphs(device) and decoder.kernel == "varlen"
@@ -92,16 +87,17 @@ class PackedEngine:
         """See `Engine`."""
         self._adapter.grad.zero_()
         self._sums.zero_()
-        with whole_or_told(self._group, self._sums):
+        with whole_in_all(self._group):
             for batch in self._packed(rows, rows_a_pass):
                 self._add(batch)
-        add_up(self._group, self._adapter.grad, self._sums)
+        self._group.sum_(self._sums)
+        self._group.sum_(self._adapter.grad)
         grad = self._adapter.grad.mul_(self._adapter.factor)
         norm = torch.linalg.vector_norm(grad) / len(rows)
         grad.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) / len(rows))
         if following:  # while the device computes
             self._ahead = self._pack_ahead(following, rows_a_pass)
-        loss, answer_nll, norm_value = torch.cat([self._sums[:2], norm[None]]).tolist()
+        loss, answer_nll, norm_value = torch.cat([self._sums, norm[None]]).tolist()
         return StepResult(loss / len(rows), answer_nll / len(rows), norm_value, sum(map(len, rows)))
 
     def _pack_ahead(
@@ -138,7 +134,7 @@ class PackedEngine:
         """One forward and backward pass; captured or not, the same."""
         loss, answer_nll = self._decoder.loss(batch)
         self._adapter.add_gradients(torch.autograd.grad(loss, self._adapter.leaves))
-        self._sums[:2] += torch.stack([loss.detach(), answer_nll.detach()])
+        self._sums += torch.stack([loss.detach(), answer_nll.detach()])
 
     def _capture(self, batch: PackedBatch, slots: Slots) -> None:
         """Capture a pass, and keep it only if its replay gives what the pass gave."""
@@ -176,7 +172,7 @@ class PackedEngine:
             self._adapter.grad.zero_()
             self._sums.zero_()
             way()
-            results.append(torch.cat([self._sums[:2], self._adapter.grad]))
+            results.append(torch.cat([self._sums, self._adapter.grad]))
         first, second = results
         sums = ((second[:2] - first[:2]).abs() / first[:2].abs()).max()
         gradient = (second[2:] - first[2:]).norm() / first[2:].norm()

@@ -10,29 +10,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from medqa.config import TrainConfig
 from medqa.errors import TrainingError
-from medqa.files import write_text
 from medqa.hardware.device import Device, is_out_of_memory
-from medqa.hardware.group import current_group
-from medqa.hardware.memory import MemoryPlan, plan_memory
+from medqa.hardware.group import current_group, loss_of_process
 from medqa.model.batch import TokenisedRow
 from medqa.progress import track
 from medqa.train.checkpoint import TrainState, load_checkpoint, newest_checkpoint, save_checkpoint
 from medqa.train.choice import choose_engine
-from medqa.train.engine import Engine, SharedMemoryError, StepResult
+from medqa.train.engine import Engine, StepResult, plan_passes
+from medqa.train.metrics import trim_metrics
 from medqa.train.pace import Pace
 from medqa.train.schedule import learning_rate, plan_steps
 from medqa.train.stop import StoppedError, StopRequest
+from medqa.train.together import is_shared_lack
 
-__all__ = ["plan_passes", "train_adapter"]
+__all__ = ["train_adapter"]
 
 log = logging.getLogger(__name__)
 
 # The loss scaler starts high and halves at each overflow: a dozen skips are its normal start.
 MIN_SKIPPED, MAX_SKIPPED_SHARE = 20, 0.02
-# Packed passes hold about as many tokens as their rows on average; a little more, since rows are whole.
-PACKED_SPREAD = 1.1
 
 
 def train_adapter(
@@ -71,18 +71,6 @@ def train_adapter(
     return _Loop(model, rows, config, device, folder, notice, engine, pace, num_steps).run()
 
 
-def plan_passes(
-    rows: Sequence[TokenisedRow], config: TrainConfig, device: Device, model_config: Any, engine: Engine
-) -> MemoryPlan:
-    """Choose rows per pass: as set, or what fits into the free memory."""
-    if config.micro_batch_size != "auto":
-        size = min(config.micro_batch_size, config.batch_size)
-        return MemoryPlan(size, False, "set by train.micro_batch_size")
-    lengths = [len(row) for row in rows]
-    tokens = math.ceil(PACKED_SPREAD * sum(lengths) / len(lengths)) if engine.balanced else max(lengths)
-    return plan_memory(device, model_config, min(tokens, max(lengths)), config.batch_size)
-
-
 class _Loop:
     def __init__(
         self,
@@ -117,6 +105,8 @@ class _Loop:
             with self.stop.listening():
                 return self._run()
         except RuntimeError as exc:
+            if lost := loss_of_process(exc):
+                raise lost from exc
             if not is_out_of_memory(exc):
                 raise
             raise TrainingError(
@@ -167,27 +157,30 @@ class _Loop:
                 rate = self.state.num_tokens / self.state.seconds
                 task.advance(1, f"loss {line['loss']:.3f}, {rate:,.0f} tokens/s")
                 due = time.monotonic() - last_save > 60 * self.config.checkpoint_minutes
-                if self._decide(due):
+                stops, due = self._decide(due)
+                if stops or due:
+                    os.fsync(metrics.fileno())  # a checkpoint is of no use without
                     self._save()
                     last_save = time.monotonic()
-                if self.stop.asked:
+                if stops:
                     raise StoppedError
                 task.resize(self.state.num_steps)
         self.engine.finish()
         self.model.eval()
         return self.state
 
-    def _decide(self, due: bool) -> bool:
-        """Agree with the other processes how many steps there will be, and whether to stop; if to save."""
-        num_steps = self.state.num_steps
-        if self.pace and self.group.is_first:
+    def _decide(self, due: bool) -> tuple[bool, bool]:
+        """Agree with the other processes on the number of steps, and whether to stop, or at least to save.
+
+        A signal that comes in later than that counts at the next step, in all of them.
+        """
+        first, num_steps = self.group.is_first, self.state.num_steps
+        if self.pace and first:
             num_steps = self.pace.review(self.state.step, num_steps)
-        first = self.group.is_first
-        num_steps, due_now, interrupted = self.group.most(
-            num_steps if first else 0, int(due and first), int(self.stop.asked)
+        self.state.num_steps, stops, saves = self.group.most(
+            num_steps if first else 0, int(self.stop.asked), int(due and first)
         )
-        self.state.num_steps, self.stop.asked = num_steps, bool(interrupted)
-        return bool(due_now) or self.stop.asked
+        return bool(stops), bool(saves)
 
     def _metrics(self) -> Path:
         return self.folder / "metrics.jsonl" if self.group.is_first else Path(os.devnull)
@@ -203,13 +196,17 @@ class _Loop:
 
     def _trim_metrics(self) -> None:
         """Drop the lines of steps that were done after the checkpoint and are done again."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()[: self.state.step]
-            write_text(path, "".join(line + "\n" for line in lines))
+        if self.group.is_first and (missing := trim_metrics(self.folder / "metrics.jsonl", self.state.step)):
+            self.notice(
+                f"metrics.jsonl was damaged: {missing} of the {self.state.step} steps done are not in it, "
+                "nor in the loss curve; the adapter is not touched by that"
+            )
 
     def _step(self) -> dict[str, Any]:
         start = time.perf_counter()
+        if self.config.lora.dropout and self.group.size > 1:
+            # Each draws otherwise, and draws that again when the run goes on.
+            torch.manual_seed(hash((self.config.seed, self.state.step, self.group.rank)))
         rate = learning_rate(self.state.step, self.state.num_steps, self.config)
         rows, following = (self._rows(step) for step in (self.state.step, self.state.step + 1))
         result = self._gradients(rows, following)
@@ -241,8 +238,7 @@ class _Loop:
                 return self.engine.gradients(rows, self.state.micro_batch_size, following)
             except RuntimeError as exc:
                 # What one process meets alone, it can't mend alone.
-                told = self.group.size == 1 or isinstance(exc, SharedMemoryError)
-                if self.group.sharded or not told or not is_out_of_memory(exc):
+                if not is_shared_lack(exc, self.group):
                     raise
             # The traceback held the tensors that filled the memory: here, it is gone.
             self.engine.discard()

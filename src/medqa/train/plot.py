@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from medqa.files import beside
+
 __all__ = ["plot_loss"]
 
 
@@ -26,7 +28,12 @@ def plot_loss(metrics: Path, picture: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    part = beside(picture)
+    try:
+        figure.savefig(part, format="png", dpi=120)
+        part.replace(picture)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _smooth(values: list[float]) -> list[float]:

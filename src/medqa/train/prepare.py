@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from medqa.config import DataConfig, RunConfig
-from medqa.data.prepared import Pending, TrainingData, begin_corpus
+from medqa.config import RunConfig
+from medqa.data.prepared import Pending, TrainingData
 from medqa.errors import DataError, DeviceError
+from medqa.evaluate.in_turn import InTurn
 from medqa.hardware.device import Device, choose_device
 from medqa.hardware.doctor import compare_views, torch_view
 from medqa.hardware.graphs import has_graphs
-from medqa.hardware.group import Group
+from medqa.hardware.group import current_group
 from medqa.hardware.probe import probe
 from medqa.launch import wants_shards
 from medqa.model.batch import TokenisedRow, tokenise_rows
@@ -25,7 +26,7 @@ from medqa.prompts import PromptRenderer
 from medqa.records import Example
 from medqa.train.read_back import read_back_questions
 
-__all__ = ["InTurn", "Prepared"]
+__all__ = ["Prepared"]
 
 log = logging.getLogger(__name__)
 
@@ -57,34 +58,6 @@ def _together(*works: Callable[[], Any]) -> list[Any]:
             raise exc
         results[number] = result
     return [results[number] for number in range(len(works))]
-
-
-class InTurn:
-    """A corpus that the first of several processes prepares; the others take it from the cache."""
-
-    def __init__(self, config: DataConfig, seed: int, group: Group) -> None:
-        self._config, self._seed, self._group = config, seed, group
-        self._pending = begin_corpus(config, seed) if group.is_first else None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether `result` would not have to wait."""
-        return self._pending is not None and self._pending.is_done
-
-    def result(self) -> TrainingData:
-        """Wait for the corpus; as `Pending.result`."""
-        if self._pending is not None:
-            data = self._pending.result()
-            self._group.wait()
-            return data
-        self._group.wait()
-        self._pending = begin_corpus(self._config, self._seed)
-        return self._pending.result()
-
-    def cancel(self) -> None:
-        """End what is being prepared."""
-        if self._pending is not None:
-            self._pending.cancel()
 
 
 class Prepared:
@@ -155,7 +128,8 @@ class Prepared:
         renderer = load_renderer(base, frozen=prompt)
         shard = self.config.model.shard or wants_shards()
         model = self._timed("load base model", lambda: load_model(base, self.device, shard=shard))
-        if not questions.is_done and self._may_be_long(model):
+        # Several processes don't know of each other's questions; what pays is compiled later.
+        if current_group().size == 1 and not questions.is_done and self._may_be_long(model):
             # Most of it is over before the questions are prepared.
             self.elementwise, reason = self._timed(
                 "compile", lambda: compile_elementwise(model.config, self.device)

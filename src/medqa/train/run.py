@@ -7,27 +7,32 @@ from typing import Any
 
 from medqa.config import RunConfig
 from medqa.data.prepared import Pending
-from medqa.errors import CalibrationError, RunError
+from medqa.errors import CalibrationError, RunError, TrainingError
 from medqa.evaluate.calibrate import calibrate_tuned
+from medqa.evaluate.in_turn import InTurn
 from medqa.evaluate.run import evaluate_tuned
-from medqa.files import file_sha256, write_folder, write_json
+from medqa.files import read_json, write_folder, write_json
 from medqa.hardware.device import be_deterministic, choose_device
-from medqa.hardware.group import current_group, join_group
+from medqa.hardware.group import Group, current_group, join_group
 from medqa.hardware.selftest_record import last_selftest
+from medqa.launch import launch_id
 from medqa.model.lora import trainable_parameters
 from medqa.model.tuned import TunedModel
+from medqa.provenance import provenance
 from medqa.recipe import with_whole_paths
-from medqa.runs import RunFolder
-from medqa.train.engine import refuse_different_adapters
+from medqa.runs import RunFolder, adapter_checksums
 from medqa.train.loop import train_adapter
 from medqa.train.plot import plot_loss
-from medqa.train.prepare import InTurn, Prepared
+from medqa.train.prepare import Prepared
 from medqa.train.stop import StoppedError
+from medqa.train.together import refuse_different_adapters
 from medqa.train.tuning import Tuning
 
 __all__ = ["resume", "train"]
 
 log = logging.getLogger(__name__)
+
+_UNCALIBRATED = "Not calibrated"
 
 
 def train(
@@ -42,7 +47,8 @@ def train(
 ) -> RunFolder:
     """Fine-tune an adapter into a new run folder.
 
-    Everything that can be wrong with data or model is found before the folder is made.
+    Everything that can be wrong with data or model is found before the folder is made. Where torchrun starts
+    several processes anew because one was lost, they go on with the run that they began.
 
     Args:
         config: All settings.
@@ -60,13 +66,15 @@ def train(
     if config.train.deterministic:
         be_deterministic()
     group = join_group(choose_device(config.model).torch_device)
-    if path.exists() and group.is_first:
-        RunFolder.create(path, config, recipe)  # says what to do instead
     path = group.agree(path)
+    if group.decide(lambda: _was_begun(path, config, recipe)):
+        return resume(path, config.model.trust_remote_code)
     config = with_whole_paths(config)
     prepared = Prepared(config, questions or InTurn(config.data, config.train.seed, group), end=end)
+    _require_same(group, prepared)
     tuning = Tuning(prepared, config.train, end, plan=plan)
-    run = RunFolder.create(path, tuning.applied(config), recipe)
+    run = group.decide(lambda: RunFolder.create(path, tuning.applied(config), recipe))
+    _require_shared(group, run)
     write_json(path / "data.json", prepared.data.record)
     run.update(
         environment=environment or {},
@@ -75,7 +83,46 @@ def train(
         **prepared.record(tuning.rows),
     )
     with run.held():
-        return _train(run, tuning)
+        _train(run, tuning)
+    group.wait()  # a process that ends takes the others with it: not before all is written
+    return run
+
+
+def _was_begun(path: Path, config: RunConfig, recipe: str) -> bool:
+    """Tell whether this very launch began the run, before a process was lost; refuse another's."""
+    if not path.exists():
+        return False
+    launch = launch_id()
+    begun = launch is not None and (path / "run.json").is_file()
+    if begun and read_json(path / "run.json").get("launch") == launch:
+        return True
+    RunFolder.create(path, config, recipe)  # says what to do instead
+    return False
+
+
+def _require_same(group: Group, prepared: Prepared) -> None:
+    """Refuse processes that would train on other data, or another model; rows are dealt by number."""
+    group.require_same(
+        data=prepared.data.summary["sha256"],
+        number_of_tokens=sum(map(len, prepared.rows)),
+        base_model=prepared.base.fingerprint,
+        prompt=prepared.renderer.sha256,
+        precision=prepared.device.precision,
+        versions=provenance()["versions"],
+    )
+
+
+def _require_shared(group: Group, run: RunFolder) -> None:
+    """Refuse hosts that do not see the first one's run folder."""
+    if group.size == 1:
+        return
+    path = run.path / "run.json"
+    seen = path.is_file() and read_json(path).get("created") == run.record["created"]
+    if missing := [rank for rank, sees in enumerate(group.gather(seen)) if not sees]:
+        raise TrainingError(
+            f"process {missing[0]} does not see {run.path.resolve()} of process 0",
+            "all hosts must share the run folder: --out on a disk that they share",
+        )
 
 
 def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
@@ -97,6 +144,7 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
 def _resume(path: Path, trust_remote_code: str | None) -> RunFolder:
     run = RunFolder.open(path, finished=False)  # as it is now that nobody else writes
     if run.record["status"] == "complete":
+        _refuse_half_measured(run)
         log.warning("%s is complete already: nothing to resume", path)
         return run
     if "data" not in run.record:
@@ -108,6 +156,8 @@ def _resume(path: Path, trust_remote_code: str | None) -> RunFolder:
     group = join_group(choose_device(config.model).torch_device)
     questions = InTurn(config.data, config.train.seed, group)
     prepared = Prepared(config, questions, run.record["prompt"])
+    _require_same(group, prepared)
+    _require_shared(group, run)
     tuning = Tuning(prepared, run.config.train, None, plan=run.record.get("plan", {}))
     now = prepared.record(tuning.rows)
     for what, key in (("data", "sha256"), ("data", "num_tokens"), ("base_model", "fingerprint")):
@@ -123,6 +173,17 @@ def _resume(path: Path, trust_remote_code: str | None) -> RunFolder:
         log.warning("%s", text)
         run.note(text)
     return _train(run, tuning)
+
+
+def _refuse_half_measured(run: RunFolder) -> None:
+    """Raise RunError if training ended, and what it ends with did not: torchrun starts it anew then, say."""
+    plan, share = run.record.get("plan"), run.config.data.calibration_share
+    told = any(notice.startswith(_UNCALIBRATED) for notice in run.record["notices"])
+    missing = [] if share == 0 or told or "calibration" in run.record else ["calibrate"]
+    missing += ["evaluate"] if plan and "report" not in run.record else []
+    if missing:
+        commands = " and ".join(f"`medqa {verb} {run.path}`" for verb in missing)
+        raise RunError(f"{run.path} is trained, and was stopped after that", f"{commands} do what is missing")
 
 
 def _train(run: RunFolder, tuning: Tuning) -> RunFolder:
@@ -164,11 +225,13 @@ def _train(run: RunFolder, tuning: Tuning) -> RunFolder:
     group = current_group()
     if group.is_first:
         plot_loss(run.path / "metrics.jsonl", run.path / "loss.png")
-    refuse_different_adapters(tuning.engine, group)
+    refuse_different_adapters(tuning.engine.tensors()[0], group)
     peak_gib = device.peak_memory_gib()
+    checksums = group.agree(adapter_checksums(run.path / "adapter") if group.is_first else {})
     seconds = {**prepared.seconds, "training steps": state.seconds, "train": time.monotonic() - clock}
     run.finish(
-        adapter_sha256=file_sha256(run.path / "adapter" / "adapter_model.safetensors"),
+        adapter_sha256=checksums["adapter_model.safetensors"],
+        adapter_files=checksums,
         training={
             "num_rows": len(tuning.rows),
             "num_read_back": prepared.counts["num_read_back"],
@@ -210,7 +273,7 @@ def _calibrate(run: RunFolder, tuning: Tuning, tuned: TunedModel) -> None:
             tuned, data, plan.get("calibration_orders", ()), max_rows=plan.get("num_calibration")
         )
     except CalibrationError as exc:
-        tuning.notice(f"Not calibrated: {exc.message}. `medqa calibrate {run.path}` calibrates later")
+        tuning.notice(f"{_UNCALIBRATED}: {exc.message}. `medqa calibrate {run.path}` calibrates later")
         return
     run.update(calibration={**file.summary(), "seconds": round(time.monotonic() - clock, 1)})
 

@@ -12,15 +12,14 @@ from medqa.evaluate.calibrate import usual_orders
 from medqa.evaluate.orders import count_askings
 from medqa.evaluate.run import refuse_trained_on
 from medqa.evaluate.score import Item, default_batch_tokens, make_items, score_items
-from medqa.hardware.device import is_out_of_memory
 from medqa.hardware.group import current_group
 from medqa.model.batch import TokenisedRow
 from medqa.train.budget import Costs, Speeds, TimePlan, plan_evaluation, plan_time
-from medqa.train.engine import Engine
-from medqa.train.loop import plan_passes
+from medqa.train.engine import Engine, plan_passes
 from medqa.train.pace import Pace
 from medqa.train.prepare import Prepared
 from medqa.train.schedule import plan_steps
+from medqa.train.together import is_shared_lack
 
 __all__ = ["TimedRun"]
 
@@ -98,7 +97,9 @@ class TimedRun:
         self._speeds = Speeds(train_rate, self._score_rate(model, engine), SAVE_S)
         batch_size = self._prepared.config.train.batch_size
         orders = usual_orders(self._prepared.config)
-        plan = self._group.agree(plan_time(self._seconds_left, self._costs, self._speeds, batch_size, orders))
+        plan = self._group.decide(
+            lambda: plan_time(self._seconds_left, self._costs, self._speeds, batch_size, orders)
+        )
         for reason in plan.reasons:
             log.info("Plan: %s", reason)
         asked = self._prepared.config.train
@@ -133,7 +134,7 @@ class TimedRun:
             try:
                 result = engine.gradients(steps[number % len(steps)], size)
             except RuntimeError as exc:
-                if self._group.sharded or not is_out_of_memory(exc) or (size == 1 and recompute):
+                if not is_shared_lack(exc, self._group) or (size == 1 and recompute):
                     raise
                 if size == 1:
                     recompute = True

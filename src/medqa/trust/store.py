@@ -6,18 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from medqa.errors import CalibrationError, DataError, RunError
-from medqa.files import read_json, write_json
+from medqa.files import read_json, seal, unsealed, write_json
 from medqa.records import Example
 from medqa.trust.calibration import Calibration
 from medqa.trust.permutation import NUM_ORDERS
 
-__all__ = ["FILE_NAME", "CalibrationFile", "Canary", "Identity"]
+__all__ = ["FILE_NAME", "CalibrationFile", "Canary", "Identity", "read_values", "write_values"]
 
 FILE_NAME = "calibration.json"
-VERSION = 1
+VERSION = 2  # with a checksum of its content, which the first version has not
 
 _TOLD = ("accuracy", "mean_confidence", "ece", "nll")
 _AGAIN = "`medqa calibrate RUN` makes a new one"
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """Read calibration.json as plain values, as they were written.
+
+    Raises:
+        CalibrationError: If it is damaged, or of a version that is not read.
+    """
+    file = folder / FILE_NAME
+    try:
+        values = read_json(file)
+        version = values.pop("version", None)
+        if version == VERSION:
+            return unsealed(values)
+    except RunError as exc:
+        raise CalibrationError(exc.message, _AGAIN) from exc
+    except (ValueError, RecursionError) as exc:
+        raise CalibrationError(f"{file} is damaged: {exc}", _AGAIN) from exc
+    if version != 1:
+        raise CalibrationError(f"{file} has version {version!r}; 1 and {VERSION} are read", _AGAIN)
+    return values
+
+
+def write_values(folder: Path, values: dict[str, Any]) -> None:
+    """Write calibration.json."""
+    write_json(folder / FILE_NAME, {"version": VERSION, **seal(values)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +159,9 @@ class CalibrationFile:
 
     def write(self, folder: Path) -> None:
         """Write calibration.json."""
-        write_json(
-            folder / FILE_NAME,
+        write_values(
+            folder,
             {
-                "version": VERSION,
                 "identity": dataclasses.asdict(self.identity),
                 "orders": {str(number): found.to_json() for number, found in sorted(self.by_orders.items())},
                 "canaries": [canary.to_json() for canary in self.canaries],
@@ -159,9 +184,7 @@ class CalibrationFile:
         if not file.exists():
             return None
         try:
-            values = read_json(file)
-            if values.get("version") != VERSION:
-                raise CalibrationError(f"{file} has version {values.get('version')!r}, not {VERSION}", _AGAIN)
+            values = read_values(folder)
             found = Identity(**values["identity"])
             calibrations = {int(number): Calibration.from_json(c) for number, c in values["orders"].items()}
             if not calibrations or not set(calibrations) <= {*NUM_ORDERS}:
@@ -169,13 +192,11 @@ class CalibrationFile:
             if not isinstance(values["data"]["num_used"], dict):
                 raise TypeError("no data")
             canaries = tuple(Canary.from_json(canary) for canary in values.get("canaries", []))
-        except RunError as exc:
-            raise CalibrationError(exc.message, _AGAIN) from exc
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
             raise CalibrationError(f"{file} is damaged: {exc!r}", _AGAIN) from exc
         for field, name in _NAMES.items():
             if getattr(found, field) != getattr(identity, field):
                 raise CalibrationError(f"{file} belongs to another {name} and holds for that only", _AGAIN)
-        own = ("version", "identity", "orders", "canaries")
+        own = ("identity", "orders", "canaries")
         record = {key: value for key, value in values.items() if key not in own}
         return cls(identity, calibrations, record, canaries)
