@@ -28,7 +28,10 @@ from medqa.errors import RunError
 __all__ = [
     "beside",
     "file_sha256",
+    "json_text",
+    "jsonl_text",
     "read_json",
+    "read_sealed",
     "seal",
     "sweep",
     "synced",
@@ -36,9 +39,9 @@ __all__ = [
     "write_anyway",
     "write_folder",
     "write_json",
-    "write_jsonl",
     "write_nothing",
     "write_text",
+    "write_texts",
     "writes",
 ]
 
@@ -71,27 +74,40 @@ def writes() -> bool:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is either whole or not there."""
+    write_texts({path: text})
+
+
+def write_texts(texts: dict[Path, str]) -> None:
+    """Write files that belong together: each is whole or not there, and all are on the disk before one is."""
     if not writes():
         return
-    part = beside(path)
+    parts = {path: beside(path) for path in texts}
     try:
-        with part.open("w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        part.replace(path)
+        for path, part in parts.items():
+            with part.open("w", encoding="utf-8") as f:
+                f.write(texts[path])
+                f.flush()
+                os.fsync(f.fileno())
+        for path, part in parts.items():
+            part.replace(path)
     finally:
-        part.unlink(missing_ok=True)  # on a full disk it would take what little room there is
+        for part in parts.values():
+            part.unlink(missing_ok=True)  # on a full disk it would take what little room there is
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that it is either whole or not there."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
 
 
-def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, so that the file is either whole or not there."""
-    write_text(path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in rows))
+def json_text(value: Any) -> str:
+    """Return a JSON file's text."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
+    """Return the text of a file with one JSON object a line."""
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,6 +210,19 @@ def unsealed(value: dict[str, Any]) -> dict[str, Any]:
     if value.get("sha256") != _checksum(rest):
         raise ValueError("its content is not what was written: the checksum differs")
     return rest
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what was written with a checksum, without it; what has none is of an earlier version.
+
+    Raises:
+        RunError: As `read_json`, or if its content is not what was written.
+    """
+    value = read_json(path)
+    try:
+        return unsealed(value) if "sha256" in value else value
+    except ValueError as exc:
+        raise RunError(f"{path} is damaged: {exc}", "make it again") from exc
 
 
 def _checksum(value: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from medqa.runs import RunFolder
 from medqa.serve.answerer import Answerer
 from medqa.testing import write_medmcqa
 from medqa.train.run import train
+from medqa.trust.store import read_values, write_values
 
 
 def kept_calibration(path):
@@ -87,15 +88,37 @@ def test_known_questions_are_kept_with_what_the_model_makes_of_them(calibrated_c
         assert now.log_likelihoods == pytest.approx(before.log_likelihoods, abs=1e-4)
         assert now.base_log_likelihoods == pytest.approx(before.base_log_likelihoods, abs=1e-4)
     assert any(c.log_likelihoods != c.base_log_likelihoods for c in canaries)
-    file = calibrated_copy / "adapter/calibration.json"
-    values = json.loads(file.read_text())
-    values["canaries"][0]["log_likelihoods"].pop()
-    file.write_text(json.dumps(values))
+    adapter = calibrated_copy / "adapter"
+    values = read_values(adapter)
+    del values["canaries"]  # as older files are
+    write_values(adapter, values)
+    assert kept_calibration(calibrated_copy).canaries == ()
+    values["canaries"] = [{**canaries[0].to_json(), "log_likelihoods": []}]
+    write_values(adapter, values)
     with pytest.raises(CalibrationError, match="damaged"):
         kept_calibration(calibrated_copy)
-    del values["canaries"]  # as older files are
+
+
+def test_a_changed_number_in_a_calibration_is_found(calibrated_copy):
+    file = calibrated_copy / "adapter/calibration.json"
+    values = json.loads(file.read_text())
+    values["orders"]["1"]["parameters"] = {"temperature": 1.25}
     file.write_text(json.dumps(values))
-    assert kept_calibration(calibrated_copy).canaries == ()
+    with pytest.raises(CalibrationError, match="the checksum differs") as error:
+        Answerer.load(calibrated_copy)
+    assert "medqa calibrate" in error.value.hint
+
+
+def test_a_calibration_of_the_version_before_is_read(calibrated_copy):
+    file, before = calibrated_copy / "adapter/calibration.json", kept_calibration(calibrated_copy)
+    values = json.loads(file.read_text())
+    del values["sha256"]
+    file.write_text(json.dumps({**values, "version": 1}))
+    assert kept_calibration(calibrated_copy).by_orders == before.by_orders
+    file.write_text(json.dumps({**values, "version": 0}))
+    with pytest.raises(CalibrationError, match="version 0; 1 and 2 are read") as error:
+        kept_calibration(calibrated_copy)
+    assert "medqa calibrate" in error.value.hint
 
 
 def test_too_few_held_back_is_a_notice_and_the_run_is_whole(settings, tmp_path):
@@ -143,10 +166,9 @@ def test_the_usual_orders_are_those_of_report_and_answers():
     [("adapter_sha256", "adapter"), ("base_model", "base model"), ("prompt_sha256", "prompt")],
 )
 def test_a_calibration_of_another_model_is_refused(calibrated_copy, field, name):
-    file = calibrated_copy / "adapter/calibration.json"
-    values = json.loads(file.read_text())
+    values = read_values(calibrated_copy / "adapter")
     values["identity"][field] = "0" * 64
-    file.write_text(json.dumps(values))
+    write_values(calibrated_copy / "adapter", values)
     with pytest.raises(CalibrationError, match=f"belongs to another {name} and") as error:
         Answerer.load(calibrated_copy)
     assert "medqa calibrate" in error.value.hint

@@ -10,6 +10,7 @@ import pytest
 from medqa.errors import RunError
 from medqa.evaluate.compare import compare_runs
 from medqa.evaluate.run import evaluate
+from medqa.files import read_sealed, seal
 from medqa.recipe import load_recipe
 from medqa.train.run import train
 
@@ -82,10 +83,10 @@ def test_a_run_against_itself_has_not_changed(runs):
 
 def edited(run, tmp_path, **changes):
     copy = Path(shutil.copytree(run, tmp_path / "edited"))
-    report = json.loads((copy / "report.json").read_text())
+    report = read_sealed(copy / "report.json")
     for key, value in changes.items():
         report[key] = {**report[key], **value} if isinstance(value, dict) else value
-    (copy / "report.json").write_text(json.dumps(report))
+    (copy / "report.json").write_text(json.dumps(seal(report)))
     return copy
 
 
@@ -112,10 +113,25 @@ def test_without_a_report_or_its_predictions_the_command_is_told(runs, finished_
         compare_runs(runs[0], bare)
     assert error.value.hint == f"`medqa evaluate {bare}`"
     copy = edited(runs[1], tmp_path)
+    (copy / "predictions.jsonl").write_text("{")
+    with pytest.raises(RunError, match=r"is not what .* was made of") as error:
+        compare_runs(runs[0], copy)
+    assert "medqa evaluate" in error.value.hint
+    report = read_sealed(copy / "report.json")
+    del report["predictions_sha256"]  # as older reports are
+    (copy / "report.json").write_text(json.dumps(report))
     for damage in ("{", '{"model": "tuned"}\n'):
         (copy / "predictions.jsonl").write_text(damage)
         with pytest.raises(RunError, match="can't be read"):
             compare_runs(runs[0], copy)
+
+
+def test_a_digit_of_a_report_that_was_changed_is_found(runs, tmp_path):
+    copy = edited(runs[1], tmp_path)
+    text = (copy / "report.json").read_text()
+    (copy / "report.json").write_text(text.replace('"accuracy": 0.', '"accuracy": 0.9', 1))
+    with pytest.raises(RunError, match=r"report.json is damaged: .* the checksum differs"):
+        compare_runs(runs[0], copy)
 
 
 def test_flagged_questions_are_left_out_beside_the_whole(runs, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from medqa.errors import ConfigError, DataError
 from medqa.evaluate.report import without_flagged
 from medqa.evaluate.run import evaluate
+from medqa.files import read_sealed
 from medqa.recipe import load_recipe
 from medqa.records import Prediction
 from medqa.testing import make_examples, write_medmcqa
@@ -42,7 +43,7 @@ def test_other_questions_are_audited_when_they_are_scored(leaky_run):
     report = evaluate(leaky_run, ["data.eval_split=other"])
     assert report["leaks"]["flagged"]["exact"] == ["q38", "q39"]
     assert report["data"]["split"] == "other"
-    assert json.loads((leaky_run / report["file"]).read_text()) == report
+    assert read_sealed(leaky_run / report["file"]) == report
     assert json.loads((leaky_run / "report.json").read_text())["data"]["split"] == "validation"
     alone = leaky_run.parent / "elsewhere.jsonl"
     write_medmcqa(alone, make_examples(44)[41:])

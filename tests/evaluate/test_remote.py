@@ -528,6 +528,7 @@ def run(tmp_path, tokenizer, renderer):
     weights.write_bytes(b"weights")
     run.finish(
         adapter_sha256=file_sha256(weights),
+        adapter_files={},
         base_model={"name": "base", "path": "/not/here", "fingerprint": "f", "max_length_tokens": LENGTH},
         data={"files": [], "sha256": "d"},
         device={"precision": "fp32"},

@@ -12,7 +12,7 @@ from medqa.cli.trust_output import print_report
 from medqa.evaluate import charts
 from medqa.evaluate.confidence import measure_calibrated, measure_orders
 from medqa.evaluate.orders import OrderedPrediction
-from medqa.evaluate.page import report_view, write_report_page
+from medqa.evaluate.page import report_page, report_view
 from medqa.evaluate.report import compare, summarise, without_flagged
 from medqa.records import LETTERS, NOTICE, Prediction
 from medqa.trust.calibration import LogLikelihoods
@@ -206,7 +206,7 @@ def report(whole):
 
 def rendered(report, worst, tmp_path):
     path = tmp_path / "report.html"
-    write_report_page(report, worst, path)
+    path.write_text(report_page(report, worst), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
     page = Outline(text)
     assert not SECTIONS - {*page.ids}

@@ -15,6 +15,7 @@ from medqa.evaluate import score as score_module
 from medqa.evaluate.report import compare, summarise
 from medqa.evaluate.run import evaluate
 from medqa.evaluate.score import choose_decoder, make_items, score_items
+from medqa.files import read_sealed
 from medqa.hardware.device import choose_device
 from medqa.model.load import find_base, load_model, load_renderer
 from medqa.model.lora import without_adapter
@@ -159,7 +160,7 @@ def test_comparison_by_hand():
 
 def test_evaluate_writes_report_and_predictions(finished_run):
     report = evaluate(finished_run, ["evaluate.orders=4"])
-    assert json.loads((finished_run / "report.json").read_text()) == report
+    assert json.loads(json.dumps(report)) == read_sealed(finished_run / "report.json")
     lines = [json.loads(line) for line in (finished_run / "predictions.jsonl").read_text().splitlines()]
     ordered = [line for line in lines if "num_orders" in line]
     lines = [line for line in lines if "num_orders" not in line]
@@ -186,8 +187,8 @@ def test_a_part_is_measured_apart_and_leaves_the_whole_report(finished_run):
     whole = evaluate(finished_run)
     part = evaluate(finished_run, max_rows=7)
     assert (part["data"]["num_used"], part["whole_split"], whole["whole_split"]) == (7, False, True)
-    assert json.loads((finished_run / "report-7.json").read_text()) == part
-    assert json.loads((finished_run / "report.json").read_text()) == whole
+    assert read_sealed(finished_run / "report-7.json") == part
+    assert read_sealed(finished_run / "report.json") == whole
 
 
 def test_training_rows_are_not_measured_on(settings, tmp_path, small_data):

@@ -15,7 +15,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from hub_stand_in import HubStandIn
 from medqa.data.build import evaluation_set
 from medqa.errors import PublishError
-from medqa.files import read_json, write_json
+from medqa.files import read_json, read_sealed, seal, write_json
 from medqa.publish.card import write_card
 from medqa.publish.card_words import is_hub_dataset
 from medqa.publish.licences import judge
@@ -45,7 +45,7 @@ def card(run, verdict=OPEN, repo=REPO):
 
 
 def change(run, **fields):
-    write_json(run.path / "report.json", {**read_json(run.path / "report.json"), **fields})
+    write_json(run.path / "report.json", seal({**read_sealed(run.path / "report.json"), **fields}))
 
 
 def section(text, name):

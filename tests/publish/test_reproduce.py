@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny_settings
 from medqa.cli.reproducing import _print
 from medqa.errors import ConfigError, HubError, ModelError, RunError
-from medqa.files import read_json
+from medqa.files import read_json, read_sealed, seal
 from medqa.publish.folder import copy_run
 from medqa.publish.reproduce import reproduce
 from medqa.recipe import load_recipe
@@ -78,7 +78,7 @@ def test_a_report_that_nothing_compares_with_is_refused_before_training(
 ):
     run = tmp_path / "run"
     shutil.copytree(measured_run, run)
-    (run / "report.json").write_text(json.dumps({**read_json(run / "report.json"), **change}))
+    (run / "report.json").write_text(json.dumps(seal({**read_sealed(run / "report.json"), **change})))
     with pytest.raises(RunError, match=message):
         reproduce(run, tmp_path / "again")
     assert not (tmp_path / "again").exists()

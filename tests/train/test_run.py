@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medqa.errors import DataError, DeviceError, ModelError, RunError, TrainingError
+from medqa.files import file_sha256, seal, unsealed
 from medqa.hardware.memory import MemoryPlan
 from medqa.recipe import load_recipe
 from medqa.train import engine, fast, loop
@@ -128,7 +129,7 @@ def test_out_of_memory_with_one_row_is_an_error(path_settings, tmp_path, monkeyp
 def test_recomputed_activations_give_the_same_result(path_settings, tmp_path, monkeypatch, extra):
     config = load_recipe("medmcqa", [*path_settings, extra])
     plain = train(config, tmp_path / "plain", "medmcqa")
-    monkeypatch.setattr(loop, "plan_memory", lambda *args: MemoryPlan(8, True, "tests"))
+    monkeypatch.setattr(engine, "plan_memory", lambda *args: MemoryPlan(8, True, "tests"))
     again = train(config, tmp_path / "again", "medmcqa")
     for name, tensor in adapter_of(plain.path).items():
         torch.testing.assert_close(adapter_of(again.path)[name], tensor, rtol=1e-4, atol=1e-6)
@@ -277,10 +278,15 @@ def test_damaged_checkpoints_are_named(settings, tmp_path, monkeypatch):
     whole = load_file(checkpoint / "optimizer.safetensors")
     moments = {k: v for k, v in whole.items() if "exp_avg_sq" not in k}
     save_file(moments, checkpoint / "optimizer.safetensors")
+    with pytest.raises(RunError, match=r"optimizer.*its checksum differs"):
+        resume(tmp_path / "run")
+    state = unsealed(json.loads((checkpoint / "state.json").read_text()))
+    state["files"]["optimizer.safetensors"] = file_sha256(checkpoint / "optimizer.safetensors")
+    (checkpoint / "state.json").write_text(json.dumps(seal(state)))
     with pytest.raises(RunError, match="another adapter"):
         resume(tmp_path / "run")
     save_file(whole, checkpoint / "optimizer.safetensors")
-    damage(checkpoint / "state.json", lambda state: state.update(step="3"))
+    damage(checkpoint / "state.json", lambda state: state["state"].update(step=3_000))
     with pytest.raises(RunError, match="is damaged"):
         resume(tmp_path / "run")
     (checkpoint / "optimizer.safetensors").write_bytes(b"x")

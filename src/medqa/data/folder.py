@@ -15,7 +15,7 @@ from medqa.data.corpus import Corpus, TrainingData
 from medqa.data.draw import plain_values
 from medqa.data.page import write_page
 from medqa.errors import DataError, RunError
-from medqa.files import read_json, write_folder, write_json, write_jsonl
+from medqa.files import jsonl_text, read_json, write_folder, write_json, write_text
 from medqa.records import Example
 
 __all__ = ["read_corpus", "write_corpus", "write_questions"]
@@ -40,7 +40,7 @@ def write_corpus(corpus: Corpus, config: DataConfig, path: Path) -> None:
 def write_questions(corpus: Corpus, folder: Path) -> None:
     """Write the questions and the record into a folder that is there, without the page."""
     for name in _PARTS:
-        write_jsonl(folder / f"{name}.jsonl", map(plain_values, getattr(corpus, name)))
+        write_text(folder / f"{name}.jsonl", jsonl_text(map(plain_values, getattr(corpus, name))))
     write_json(folder / "data.json", corpus.record)
 
 

@@ -51,7 +51,7 @@ def _parquet_rows(file: Path) -> Iterator[RowRead]:
 
     number = 0
     try:
-        source = pyarrow.parquet.ParquetFile(file)
+        source = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
         check_header(file, source.schema_arrow.names)
         # Whole row groups, as they come otherwise, can be larger than memory.
         for batch in source.iter_batches(batch_size=_BATCH_ROWS):

@@ -9,7 +9,7 @@ import numpy as np
 
 from medqa.errors import RunError
 from medqa.evaluate.report import REPORT_VERSION, Scored, compare
-from medqa.files import read_json
+from medqa.files import file_sha256, read_sealed
 from medqa.records import Prediction
 from medqa.runs import RunFolder
 from medqa.trust.calibrators import CALIBRATORS, row_losses, softmax_rows
@@ -80,7 +80,7 @@ def _report(path: Path) -> dict[str, Any]:
         )
     if not (path / "report.json").is_file():
         raise RunError(f"{path} was not evaluated on all its questions", f"`medqa evaluate {path}`")
-    report = read_json(path / "report.json")
+    report = read_sealed(path / "report.json")
     if (
         report.get("version") != REPORT_VERSION
         or report.get("adapter_sha256") != run.record["adapter_sha256"]
@@ -89,6 +89,9 @@ def _report(path: Path) -> dict[str, Any]:
             f"{path}/report.json was not measured with this adapter and this program",
             f"`medqa evaluate {path}`",
         )
+    predictions = path / "predictions.jsonl"
+    if predictions.is_file() and report.get("predictions_sha256") not in (None, file_sha256(predictions)):
+        raise RunError(f"{predictions} is not what report.json was made of", f"`medqa evaluate {path}`")
     return report
 
 

@@ -9,7 +9,6 @@ import functools
 import importlib.resources
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -17,11 +16,10 @@ import jinja2
 from medqa.evaluate import charts
 from medqa.evaluate.origin import origin_rows, short_name
 from medqa.evaluate.report import COVERAGES
-from medqa.files import write_text
 from medqa.records import LETTERS, NOTICE
 from medqa.trust.conformal import MIN_GROUP_ROWS
 
-__all__ = ["report_view", "write_report_page"]
+__all__ = ["report_page", "report_view"]
 
 MIN_SUBJECT_ROWS, MIN_BIN_ROWS = 10, 20
 """Fewer questions than these say nothing of a subject, or of a degree of confidence."""
@@ -34,15 +32,14 @@ _PROMPTS = {"medqa": "Own prompt", "lm_eval": "lm-eval's prompt"}
 Record = dict[str, Any]
 
 
-def write_report_page(report: Record, worst: Sequence[Record], path: Path) -> None:
-    """Write the page.
+def report_page(report: Record, worst: Sequence[Record]) -> str:
+    """Return the page as HTML.
 
     Args:
         report: The content of report.json.
         worst: Wrong answers of highest confidence, with the texts of their questions.
-        path: The HTML file.
     """
-    write_text(path, _template().render(report_view(report, worst)))
+    return _template().render(report_view(report, worst))
 
 
 @functools.cache
@@ -68,7 +65,7 @@ def report_view(report: Record, worst: Sequence[Record]) -> Record:
 
     Args:
         report: The content of report.json.
-        worst: As `write_report_page` takes them.
+        worst: As `report_page` takes them.
     """
     own = report["scores"]["medqa"]
     calibration = report["calibration"] or {"calibrated": False, "reason": "the model was not calibrated"}

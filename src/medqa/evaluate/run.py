@@ -1,6 +1,7 @@
 """Measure a run on its evaluation questions: how right it is, and how far to trust it."""
 
 import dataclasses
+import hashlib
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,11 @@ from medqa.evaluate.confidence import measure_calibrated
 from medqa.evaluate.engine import Engine, LocalEngine
 from medqa.evaluate.leaks import find_leaks
 from medqa.evaluate.measure import Measurement
-from medqa.evaluate.page import write_report_page
+from medqa.evaluate.page import report_page
 from medqa.evaluate.remote import load_remote
 from medqa.evaluate.report import REPORT_VERSION, compare, summarise, without_flagged
 from medqa.evaluate.score import make_items
-from medqa.files import write_json, write_jsonl, writes
+from medqa.files import json_text, jsonl_text, seal, write_texts, writes
 from medqa.hardware.device import choose_device
 from medqa.hardware.group import join_group
 from medqa.hardware.selftest_record import last_selftest
@@ -174,13 +175,19 @@ def evaluate_engine(
     report |= {"worst": [{key: one[key] for key in _WORST} for one in worst]}
     report |= {"device": device, "engine": None if local else device}
     report |= {"seconds": round(time.monotonic() - start, 1), **provenance()}
-    write_jsonl(path / f"predictions{label}.jsonl", _prediction_rows(measured))
-    if measured.explained:
-        write_jsonl(path / f"explanations{label}.jsonl", measured.explained)
-    elif writes():  # those of an earlier report don't belong to this one
-        (path / f"explanations{label}.jsonl").unlink(missing_ok=True)
-    write_json(path / report["file"], report)
-    write_report_page(report, worst, path / f"report{label}.html")
+    predictions = jsonl_text(_prediction_rows(measured))
+    report |= {"predictions_sha256": hashlib.sha256(predictions.encode()).hexdigest()}
+    explanations = path / f"explanations{label}.jsonl"
+    write_texts(
+        {
+            path / f"predictions{label}.jsonl": predictions,
+            **({explanations: jsonl_text(measured.explained)} if measured.explained else {}),
+            path / report["file"]: json_text(seal(report)),
+            path / f"report{label}.html": report_page(report, worst),
+        }
+    )
+    if writes() and not measured.explained:  # those of an earlier report don't belong to this one
+        explanations.unlink(missing_ok=True)
     return report
 
 

@@ -16,7 +16,7 @@ from medqa.data.build import evaluation_set
 from medqa.errors import MedQAError, PublishError
 from medqa.evaluate.page import report_view
 from medqa.evaluate.report import REPORT_VERSION
-from medqa.files import read_json
+from medqa.files import read_json, read_sealed
 from medqa.model.embedded import SMOLLM2
 from medqa.publish.card_metadata import card_metadata
 from medqa.publish.card_words import (
@@ -108,7 +108,7 @@ def _read_report(run: RunFolder) -> Record:
     file, again = run.path / "report.json", f"`medqa evaluate {run.path}{whole}` makes one"
     if not file.is_file():
         raise PublishError(f"{run.path} was not measured: it has no report.json", again)
-    report = read_json(file)
+    report = read_sealed(file)
     if report.get("version") != REPORT_VERSION:
         raise PublishError(
             f"{file} has version {report.get('version')!r}, this program reads {REPORT_VERSION}", again

@@ -19,7 +19,7 @@ from medqa.data.prepared import corpus_of
 from medqa.errors import MedQAError, PublishError
 from medqa.evaluate.calibrate import refuse_other_questions
 from medqa.evaluate.origin import short_name
-from medqa.files import file_sha256, read_json, write_folder, write_json, write_text
+from medqa.files import file_sha256, read_json, read_sealed, seal, write_folder, write_json, write_text
 from medqa.model.embedded import LICENCE, SMOLLM2
 from medqa.model.load import find_base
 from medqa.publish.card import write_card
@@ -191,9 +191,9 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_report(run: RunFolder, out: Path) -> None:
     """Copy the report, which holds no text of a question."""
-    report: dict[str, Any] = scrub(read_json(run.path / "report.json"))
+    report: dict[str, Any] = scrub(read_sealed(run.path / "report.json"))
     report["base_model"] = read_json(out / "run.json")["base_model"]["name"]
-    write_json(out / "report.json", report)
+    write_json(out / "report.json", seal(report))
 
 
 def _base_licence(run: RunFolder) -> str | None:

@@ -16,7 +16,7 @@ from medqa.errors import ConfigError, ModelError, RunError
 from medqa.evaluate.compare import compare_runs
 from medqa.evaluate.report import REPORT_VERSION
 from medqa.evaluate.run import evaluate
-from medqa.files import read_json, write_json
+from medqa.files import read_sealed, write_json
 from medqa.hardware.device import choose_device
 from medqa.model.load import find_base
 from medqa.provenance import provenance
@@ -101,7 +101,7 @@ def _report(run: RunFolder) -> Record | None:
     if not file.is_file():
         log.warning("%s was not measured: only the training is compared", run.name)
         return None
-    report = read_json(file)
+    report = read_sealed(file)
     fitting = report.get("version") == REPORT_VERSION
     if not fitting or report.get("adapter_sha256") != run.record["adapter_sha256"]:
         raise RunError(

@@ -15,7 +15,7 @@ from medqa.errors import MedQAError
 from medqa.evaluate.charts import interval, percent, points
 from medqa.evaluate.page import SHOWN_ALPHA, report_view
 from medqa.evaluate.report import REPORT_VERSION
-from medqa.files import read_json
+from medqa.files import read_sealed
 from medqa.runs import RunFolder
 
 __all__ = ["NEVER_MEASURED", "About", "Fact", "Figure", "about"]
@@ -109,7 +109,7 @@ def _report(run: RunFolder) -> tuple[Record | None, str]:
 
 def _read_report(run: RunFolder, file: Path) -> tuple[Record | None, str]:
     try:
-        report = read_json(file)
+        report = read_sealed(file)
     except (MedQAError, OSError) as exc:
         _log.warning("%s can't be read: %s", file, exc)
         return None, "The report of this model is damaged. `medqa evaluate RUN` makes a new one."
