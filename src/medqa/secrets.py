@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 
-__all__ = ["MaskSecrets", "find_secrets", "mask_secrets"]
+__all__ = ["MaskSecrets", "find_secrets", "mask_secrets", "remember_secret"]
 
 _PATTERNS = {
     "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}\b",
@@ -15,8 +15,11 @@ _PATTERNS = {
     "a Google key": r"\bAIza[A-Za-z0-9_-]{35}\b",
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?-----END [A-Z ]*PRIVATE KEY-----)?",
-    "a password in an address": r"(?<=://)[^\s/:@]*:[^\s/@]+(?=@)",
-    "a token in an address": r"(?<=https://)[^\s/:@]{16,}(?=@)",
+    # Up to the last @: a password may hold one, or a slash. A port and a path are none.
+    "a password in an address": r"""(?<=://)[^\s/:@]*:(?!\d+/)[^\s"'<>]+(?=@)""",
+    "a token in an address": r"(?<=://)[^\s/:@]{16,}(?=@)",
+    "a key in an address": r"""(?i:[?&](?:(?:api[_-]?)?key|\w*token|secret|password)=)[^\s&#"'<>]+""",
+    "a bearer's token": r"(?<=[Bb]earer )(?=\S*\d)[\w.~+/=-]{16,}",
 }
 # Not the names of places, such as HF_TOKEN_PATH.
 _NAME = re.compile(
@@ -24,6 +27,12 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _MIN_CHARACTERS = 8
+_remembered: set[str] = set()  # what was taken out of the environment
+
+
+def remember_secret(value: str) -> None:
+    """Mask a value from here on, wherever it came from."""
+    _remembered.add(value)
 
 
 def find_secrets(text: str) -> Iterator[str]:
@@ -48,10 +57,12 @@ def mask_secrets(text: str) -> str:
 
 
 def _values() -> list[tuple[str, str]]:
+    known = [(name, value) for name, value in os.environ.items() if _NAME.search(name)]
+    known += [("a key", value) for value in _remembered]
     return [
         (name, value)
-        for name, value in os.environ.items()
-        if _NAME.search(name) and len(value.strip()) >= _MIN_CHARACTERS and not os.path.exists(value)  # noqa: PTH110
+        for name, value in known
+        if len(value.strip()) >= _MIN_CHARACTERS and not os.path.exists(value)  # noqa: PTH110
     ]
 
 

@@ -9,7 +9,7 @@ from medqa.config import LoraConfig, ModelConfig
 from medqa.errors import DependencyError, HubError, ModelError
 from medqa.hardware.device import choose_device, is_out_of_memory
 from medqa.model import embedded
-from medqa.model.load import find_base, load_model
+from medqa.model.load import find_base, load_model, load_renderer
 from medqa.model.lora import attach_adapter, load_adapter, trainable_parameters
 
 
@@ -146,3 +146,65 @@ def test_out_of_memory_is_recognised_on_every_back_end():
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside/w.safetensors", "/outside/w.safetensors", "shard.bin", 5, "no.safetensors"]
+)
+def test_an_index_that_names_what_is_not_there_is_refused(copy, name):
+    (copy / "model.safetensors").rename(copy / "x.safetensors")
+    (copy.parent / "outside").mkdir()
+    shutil.copy(copy / "x.safetensors", copy.parent / "outside" / "w.safetensors")
+    (copy / "shard.bin").write_bytes(b"pickle")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(ModelError, match="no safetensors file beside it"):
+        find(copy)
+    for wrong in ("[]", "{}", '{"weight_map": 5}'):
+        index.write_text(wrong)
+        with pytest.raises(ModelError):
+            find(copy)
+
+
+def test_an_index_of_whole_shards_is_read(copy):
+    (copy / "model.safetensors").rename(copy / "x.safetensors")
+    names = dict.fromkeys(load_file(copy / "x.safetensors"), "x.safetensors")
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    base = find(copy)
+    assert load_model(base, choose_device(ModelConfig(name=str(copy), device="cpu")))
+
+
+@pytest.mark.parametrize("names", ["x", ["../outside/tokenizer.1.0.json"], [5], {"a": 1}])
+def test_a_tokenizer_outside_of_its_folder_is_refused(copy, names):
+    file = copy / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "fast_tokenizer_files": names}))
+    with pytest.raises(ModelError, match="not files beside it"):
+        load_renderer(find(copy))
+
+
+def test_missing_tensors_are_not_made_up(copy):
+    weights = load_file(copy / "model.safetensors")
+    del weights["model.layers.0.self_attn.q_proj.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    device = choose_device(ModelConfig(name=str(copy), device="cpu"))
+    with pytest.raises(ModelError, match=r"not whole: 1 missing tensors, as .*q_proj"):
+        load_model(find(copy), device)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "x"},
+        {"num_attention_heads": 0},
+        {"model_type": []},
+        {"vocab_size": 0},
+        {"hidden_size": 8},
+    ],
+)
+def test_settings_that_no_model_has_are_named(copy, change):
+    file = copy / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    device = choose_device(ModelConfig(name=str(copy), device="cpu"))
+    with pytest.raises(ModelError) as error:
+        load_model(find(copy), device)
+    assert "download" in error.value.hint

@@ -18,13 +18,13 @@ from conftest import tiny_settings
 from medqa.config import RunConfig
 from medqa.evaluate.calibrate import calibrate
 from medqa.evaluate.run import evaluate
-from medqa.files import read_json
+from medqa.files import read_json, read_sealed
 from medqa.publish.export import export
 from medqa.recipe import load_recipe
 from medqa.runs import RunFolder
 from medqa.train.run import train
 
-from .killed import build, evaluate_soon, killed_after, train_on
+from .killed import begin_run, build, evaluate_soon, killed_after, killed_at_write, train_on
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")]
 
@@ -48,6 +48,15 @@ def kill_often(times, check, work, *arguments, **options):
             kills += 1
             check()
     raise AssertionError(f"killed only {kills} times")
+
+
+def kill_at_every_write(check, work, *arguments, **options):
+    """Kill a piece of work at each of its writes in turn; `check` after each. How many there were."""
+    for number in range(1_000):
+        if killed_at_write(number, work, *arguments, **options):
+            return number
+        check()
+    raise AssertionError("it never ended")
 
 
 def whole(file):
@@ -109,8 +118,10 @@ def test_evaluation_that_is_killed_20_times_leaves_a_whole_report_or_the_old_one
                 whole(calibrated_copy / name)
 
     evaluate(calibrated_copy)
-    before = read_json(calibrated_copy / "report.json")["scores"]
+    before = read_sealed(calibrated_copy / "report.json")["scores"]
     kill_often(20, check, evaluate_soon, calibrated_copy)
+    assert kill_at_every_write(check, evaluate_soon, calibrated_copy) >= 8
+    assert not list(calibrated_copy.rglob("*.part"))
     assert evaluate(calibrated_copy)["scores"] == before
 
 
@@ -118,6 +129,7 @@ def test_calibration_that_is_killed_10_times_leaves_a_whole_one(calibrated_copy)
     file = calibrated_copy / "adapter" / "calibration.json"
     before = whole(file)["orders"]
     kill_often(10, lambda: whole(file), calibrate, calibrated_copy)
+    assert kill_at_every_write(lambda: whole(file), calibrate, calibrated_copy) >= 2
     calibrate(calibrated_copy)
     assert whole(file)["orders"] == before
 
@@ -134,9 +146,10 @@ def test_an_export_that_is_killed_10_times_leaves_a_whole_one_or_none(calibrated
         export, calibrated_run, "merged", out, precision="fp32", num_questions=20, base="ORG/tiny"
     )
     kill_often(10, check, work)
-    work()
+    assert kill_at_every_write(check, work) >= 10
     check()
     assert RunFolder.open(out / "run").record["status"] == "complete"
+    assert not list(tmp_path.glob(".*"))  # what was left half written is swept away
 
 
 def test_a_data_build_that_is_killed_10_times_leaves_a_whole_folder_or_none(word_data, tmp_path):
@@ -152,3 +165,26 @@ def test_a_data_build_that_is_killed_10_times_leaves_a_whole_folder_or_none(word
             kills += 1
             assert not out.exists() or {p.name for p in out.iterdir()} == names
             check_files(out)
+
+    def check():
+        assert not out.exists() or {p.name for p in out.iterdir()} == names
+        check_files(out)
+
+    assert kill_at_every_write(check, build, config, out) >= 5
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_is_there_with_its_record_or_not_at_all(tiny_model, word_data, tmp_path):
+    """What is killed while it begins leaves nothing in the way of the same command."""
+    config = load_recipe("medmcqa", tiny_settings(tiny_model, word_data))
+    out = tmp_path / "run"
+    for number in range(4):
+        if killed_at_write(number, begin_run, out, config):
+            break
+        if out.exists():
+            assert RunFolder.open(out, finished=False).record["status"] == "running"
+            shutil.rmtree(out)
+    else:
+        raise AssertionError("it never ended")
+    assert number >= 2
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]

@@ -16,6 +16,7 @@ from medqa.evaluate.run import evaluate
 from medqa.files import read_json
 from medqa.recipe import load_recipe
 from medqa.secrets import mask_secrets
+from medqa.serve.access import read_key
 from medqa.serve.answerer import Answerer
 from medqa.train.run import resume, train
 
@@ -162,6 +163,36 @@ def test_secrets_of_every_shape_are_masked(monkeypatch):
     for secret in ("MIIE", "and-more", "12345678", "second line", ":pw@", "abcdefghij"):
         assert secret not in masked
     assert masked.count("***") == 6
+
+
+def test_addresses_with_secrets_of_any_kind_are_masked():
+    for text, left in {
+        "https://me:pa/ss@host/x": "https://***@host/x",
+        "https://me:pa@ss@host": "https://***@host",
+        "http://TOKENTOKENTOKENTOKEN@host": "http://***@host",
+        "Authorization: Bearer abc123def456ghi789jkl": "Authorization: Bearer ***",
+        "https://h/x?api_key=abcdef&y=1": "https://h/x***&y=1",
+    }.items():
+        assert mask_secrets(text) == left
+    for text in ("http://127.0.0.1:8000/v1#model@x", "http://host:80/a@b", "the bearer of abnormalities"):
+        assert mask_secrets(text) == text
+
+
+def test_a_key_that_was_taken_out_of_the_environment_is_masked_still(monkeypatch):
+    monkeypatch.setenv("MEDQA_API_KEY", "a-key-of-no-known-form")
+    assert read_key(None) == "a-key-of-no-known-form"
+    assert "MEDQA_API_KEY" not in os.environ
+    assert mask_secrets("it was a-key-of-no-known-form") == "it was ***"
+
+
+def test_a_password_in_an_engine_s_address_is_not_written_down(calibrated_run, tmp_path, said):
+    source = tmp_path / "questions.jsonl"
+    source.write_text('{"question": "Which organ makes insulin?", "options": ["Liver", "Pancreas"]}\n')
+    engine = "openai:https://me:a-pass-word@127.0.0.1:9/v1"
+    code, text = said("answer", calibrated_run, source, tmp_path / "out.jsonl", "--engine", engine)
+    assert code == 2
+    assert "a-pass-word" not in text
+    assert [p.name for p in tmp_path.iterdir()] == ["questions.jsonl"]
 
 
 def test_names_of_places_are_not_masked(monkeypatch, tmp_path):

@@ -63,6 +63,7 @@ def answer(
       torchrun --nproc-per-node 2 -m medqa answer runs/medmcqa-1 questions.parquet answers.parquet
     """
     from medqa.cli.output import print_json
+    from medqa.evaluate.protocol import Address
     from medqa.hardware.environment import prepare_environment
     from medqa.recipe import changed_config
     from medqa.runs import RunFolder
@@ -73,6 +74,8 @@ def answer(
     rank, world_size, launch = _processes()
     if engine is None:
         prepare_environment(folder.config.model.device)
+    else:
+        Address.parse(engine)  # refuses a password, before anything is written down
     from medqa.serve.bulk import answer_file
 
     found = answer_file(

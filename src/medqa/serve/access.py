@@ -22,6 +22,7 @@ import uuid
 from collections.abc import Iterable
 
 from medqa.errors import ConfigError
+from medqa.secrets import remember_secret
 from medqa.serve.incoming import (
     App,
     Incoming,
@@ -79,7 +80,10 @@ def read_key(option: str | None) -> str | None:
     the same user and root. The key is taken out of it here, so that no child process gets it.
     """
     from_environment = os.environ.pop(ENV_API_KEY, None)
-    return from_environment if option is None else option
+    key = from_environment if option is None else option
+    if key:
+        remember_secret(key)
+    return key
 
 
 def check_binding(host: str, api_key: str | None, allow_open: bool) -> None:
