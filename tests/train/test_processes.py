@@ -61,7 +61,7 @@ def settings(tiny_model, word_data):
 
 
 WAYS = {
-    # Three processes: the last batch of some epochs has fewer rows; questions are drawn, some to be read back.
+    # Three processes: the last batch has fewer rows. Questions are drawn, some of them to be read back.
     "fast": (3, ["train.fast_path=true", "data.max_train_rows=80", "train.read_back_share=0.2"]),
     "plain": (2, ["train.fast_path=false"]),
     "sharded": (2, ["train.fast_path=false", "evaluate.explanations=2"]),

@@ -32,6 +32,7 @@ def capture(device: Device, work: Callable[[], None]) -> Callable[[], None]:
         RuntimeError: If something in it can't be captured, or memory runs out.
     """
     with torch.cuda.device(device.torch_device):
+        torch.cuda.empty_cache()  # what another stream has kept, the one below can't take
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):

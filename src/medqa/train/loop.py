@@ -159,7 +159,8 @@ class _Loop:
                 due = time.monotonic() - last_save > 60 * self.config.checkpoint_minutes
                 stops, due = self._decide(due)
                 if stops or due:
-                    os.fsync(metrics.fileno())  # a checkpoint is of no use without
+                    if self.group.is_first:
+                        os.fsync(metrics.fileno())  # a checkpoint is of no use without
                     self._save()
                     last_save = time.monotonic()
                 if stops:
