@@ -205,7 +205,7 @@ class Storm:
         """Write down which lines of the audit log this answer has to have."""
         if response.headers["content-type"].startswith("text/event-stream"):
             events = ["answer", "explanation"]
-            assert "event: error" not in response.text
+            assert "event: error" not in response.text, response.text[-500:]
             self.events.update((response.headers["x-request-id"], event) for event in events)
             return
         reply = response.json()

@@ -263,6 +263,42 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored(settings, tmp_pa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.parametrize("when", ["before it is decided", "while it is", "after"])
+def test_a_signal_at_the_end_of_a_step_is_neither_lost_nor_said_to_be_saved_when_it_is_not(
+    settings, tmp_path, monkeypatch, when
+):
+    config = load_recipe("medmcqa", [*settings, "train.epochs=3"])
+    original = loop._Loop._decide
+
+    def decide(self, due):
+        mine = self.state.step == 2
+        if mine and when == "before it is decided":
+            signal.raise_signal(signal.SIGTERM)
+        if mine and when == "while it is":
+            group, real = self.group, self.group.most
+
+            def most(*numbers):
+                signal.raise_signal(signal.SIGTERM)
+                return real(*numbers)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(group, "most", most, raising=False)
+                return original(self, due)
+        found = original(self, due)
+        if mine and when == "after":
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "_decide", decide)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", "medmcqa")
+    [checkpoint] = (tmp_path / "run" / "checkpoints").glob("step-*")
+    steps = (tmp_path / "run" / "metrics.jsonl").read_text().count("\n")
+    assert checkpoint.name == f"step-{steps:06d}" == ("step-000002" if "before" in when else "step-000003")
+    assert resume(tmp_path / "run").record["status"] == "complete"
+
+
 def damage(path, change):
     record = json.loads(path.read_text())
     change(record)

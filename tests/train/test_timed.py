@@ -32,6 +32,15 @@ def test_a_timed_run_is_planned_trained_and_measured(settings, tmp_path):
     )
 
 
+@pytest.mark.slow
+def test_a_time_in_fp16_is_kept_too(settings, tmp_path):
+    """Measuring takes gradients that no optimizer step follows, which a loss scaler has to forgive."""
+    config = load_recipe("medmcqa", [*settings, "model.dtype=fp16"])
+    run = train(config, tmp_path / "run", "medmcqa", end=time.monotonic() + 60)
+    assert run.record["status"] == "complete"
+    assert run.record["device"]["precision"] == "fp16"
+
+
 def test_too_short_a_time_makes_no_run(settings, tmp_path):
     config = load_recipe("medmcqa", settings)
     with pytest.raises(ConfigError, match="don't fit into"):
@@ -95,7 +104,7 @@ def test_an_interrupted_timed_run_goes_on_with_its_plan(settings, tmp_path, monk
     def interrupted(self, *rows):
         if not saved:
             raise KeyboardInterrupt
-        self.interrupted = True
+        self.stop.asked = True
         return original(self, *rows)
 
     config = load_recipe("medmcqa", settings)

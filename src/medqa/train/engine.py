@@ -156,6 +156,7 @@ class PlainEngine:
         self, rows: Sequence[TokenisedRow], rows_a_pass: int, following: Sequence[TokenisedRow] = ()
     ) -> StepResult:
         """See `Engine`."""
+        self._drop()  # those of passes that were only measured
         sums = torch.zeros(2, device=self._device.torch_device)
         parameters = [p for _, p in trainable_parameters(self._model)]
         with whole_in_all(self._group):
@@ -211,11 +212,14 @@ class PlainEngine:
 
     def discard(self) -> None:
         """See `Engine`."""
+        self._drop()
+        self._device.release_memory()
+
+    def _drop(self) -> None:
+        """Drop gradients that no update follows; a scaler that has unscaled once would want one."""
         self._optimizer.zero_grad(set_to_none=True)
-        # A scaler that has unscaled once wants a step before it does so again.
         state, self._scaler = self._scaler.state_dict(), self._device.grad_scaler()
         self.load_scaler(state)
-        self._device.release_memory()
 
     def recompute(self) -> None:
         """See `Engine`."""
