@@ -26,13 +26,14 @@ _NAME = re.compile(
     r"(TOKEN(?!IZER)|SECRET|PASSWORD|PASSWD|API_?KEY|ENGINE_KEY|CREDENTIAL)(?!.*_(PATH|FILE|DIR)$)",
     re.IGNORECASE,
 )
-_MIN_CHARACTERS = 8
+_MIN_CHARACTERS, _MIN_REMEMBERED = 8, 16
 _remembered: set[str] = set()  # what was taken out of the environment
 
 
 def remember_secret(value: str) -> None:
-    """Mask a value from here on, wherever it came from."""
-    _remembered.add(value)
+    """Mask a value from here on, wherever it came from; not one so short that words would be masked."""
+    if len(value) >= _MIN_REMEMBERED:
+        _remembered.add(value)
 
 
 def find_secrets(text: str) -> Iterator[str]:
@@ -48,7 +49,7 @@ def find_secrets(text: str) -> Iterator[str]:
 def mask_secrets(text: str) -> str:
     """Put stars where a secret stands."""
     # The longest first: one may begin as another does. Within a repr, line ends are written out.
-    for value in sorted((value for _, value in _values()), key=len, reverse=True):
+    for value in sorted({*_remembered, *(value for _, value in _values())}, key=len, reverse=True):
         for form in {value, value.strip(), value.replace("\n", "\\n")}:
             text = text.replace(form, "***")
     for pattern in _PATTERNS.values():
@@ -57,12 +58,10 @@ def mask_secrets(text: str) -> str:
 
 
 def _values() -> list[tuple[str, str]]:
-    known = [(name, value) for name, value in os.environ.items() if _NAME.search(name)]
-    known += [("a key", value) for value in _remembered]
     return [
         (name, value)
-        for name, value in known
-        if len(value.strip()) >= _MIN_CHARACTERS and not os.path.exists(value)  # noqa: PTH110
+        for name, value in os.environ.items()
+        if _NAME.search(name) and len(value.strip()) >= _MIN_CHARACTERS and not os.path.exists(value)  # noqa: PTH110
     ]
 
 
