@@ -12,10 +12,9 @@ for stage in "$@"; do
   case $stage in
     memory) timeout 420 python3 benchmarks/scale.py memory "$work" "$config" "$data" ${SIZES:-} ;;
     share) timeout 200 python3 benchmarks/scale.py processes "$work" "$config" "$data" 2 --share ;;
-    shard) timeout 240 python3 benchmarks/scale.py processes "$work" "$config" "$data" 2 --share model.shard=true train.fast_path=false ;;
+    shard) SCALE_ROWS=128 timeout 240 python3 benchmarks/scale.py processes "$work" "$config" "$data" 2 --share model.shard=true train.fast_path=false ;;
     tests) timeout 300 python3 -m pytest -q -m gpu ${TESTS:-tests/gpu} -p no:cacheprovider ;;
   esac 2>&1 | grep -v "it/s\]" | tee "$out/$stage.log"
+  cat "$work"/*.log 2>/dev/null > "$out/programs.log"
 done
 echo "== $(date +%T) end"
-cp "$work"/*.log "$out/" 2>/dev/null
-true
