@@ -8,9 +8,11 @@ import re
 import shutil
 import warnings
 
+import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from packaging.version import Version
 
 from hub_stand_in import HubStandIn
 from medqa.data.build import evaluation_set
@@ -67,6 +69,10 @@ def test_the_head_is_what_the_hub_reads(text, measured_run):
 
 
 def test_the_hub_takes_it(text, monkeypatch, tmp_path):
+    if Version(huggingface_hub.__version__) < Version("2"):
+        pytest.skip(
+            "before 2.0 a card is sent to the Hub itself to be looked at, wherever HF_ENDPOINT points"
+        )
     with HubStandIn().running() as hub:
         hub.patch(monkeypatch, tmp_path)
         ModelCard(text).validate()

@@ -76,9 +76,13 @@ def test_no_pickle_is_ever_loaded():
 
 
 def test_docs_match_the_program():
+    import importlib.metadata
     import subprocess
     import sys
 
+    typer = f"typer=={importlib.metadata.version('typer')}"
+    if typer not in (ROOT / "constraints.txt").read_text():
+        pytest.skip(f"docs/cli.md is written by the typer of constraints.txt, and here is {typer}")
     result = subprocess.run(
         [sys.executable, str(ROOT / "tools/docs.py"), "--check"], capture_output=True, text=True, check=False
     )

@@ -311,7 +311,8 @@ def test_damaged_checkpoints_are_named(settings, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
     checkpoint = tmp_path / "run" / "checkpoints" / "step-000003"
-    whole = load_file(checkpoint / "optimizer.safetensors")
+    # Copies: what is loaded may lie in the file, which is written over.
+    whole = {k: v.clone() for k, v in load_file(checkpoint / "optimizer.safetensors").items()}
     moments = {k: v for k, v in whole.items() if "exp_avg_sq" not in k}
     save_file(moments, checkpoint / "optimizer.safetensors")
     with pytest.raises(RunError, match=r"optimizer.*its checksum differs"):
