@@ -336,6 +336,17 @@ def test_every_architecture_computes_the_same(family, settings, tmp_path, llama_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.9])
+def test_a_gguf_that_is_cut_is_refused(tiny_model, tmp_path, tokenizer, llama_cpp_here, share):
+    write_gguf(tiny_model, tmp_path / "m.gguf", "f32", stop_token_id=tokenizer.eos_token_id)
+    whole = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(whole[: round(share * len(whole))])
+    with pytest.raises(ModelError) as error:
+        LlamaEngine(tmp_path / "m.gguf", PromptRenderer(tokenizer), max_length_tokens=64)
+    assert error.value.hint
+
+
+@pytest.mark.slow
 def test_a_file_that_is_no_gguf_is_refused_with_its_reason(tmp_path, tokenizer, llama_cpp_here, capfd):
     (tmp_path / "bad.gguf").write_text("not a model")
     with pytest.raises(ModelError, match="invalid magic"):

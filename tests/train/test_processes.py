@@ -314,6 +314,22 @@ def test_a_time_is_kept_together(settings, tmp_path, monkeypatch):
     assert out.count("Adapter ") == 1
 
 
+def test_accelerate_launches_it_as_torchrun_does(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDQA_HOME", str(tmp_path / "home"))
+    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no"]
+    command = [Path(sys.executable).with_name("accelerate"), "launch", *options, "--dynamo_backend=no"]
+    done = subprocess.run(
+        [*command, "-m", "medqa", "train", *words_of(settings), "--out", tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path / "run" / "run.json")["training"]["num_processes"] == 2
+    assert done.stdout.count("Adapter ") == 1
+
+
 def test_verbs_for_one_process_say_so(tmp_path):
     code, _, err = finish(launch("doctor"))
     assert code != 0
