@@ -86,7 +86,7 @@ def main(minutes=20.0, num_bad=10_000):
         )
         told = log.read_text()
     rss = [mib for _, mib, _ in samples]
-    quarter = len(rss) // 4
+    quarter = max(1, len(rss) // 4)
     early, late = sum(rss[quarter : 2 * quarter]) / quarter, sum(rss[-quarter:]) / quarter
     print(f"{num_bad:,} wrong and {storm.num_good:,} right requests in {seconds / 60:.1f} minutes")
     print("status codes:", dict(sorted(storm.statuses.items())))

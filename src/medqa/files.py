@@ -7,7 +7,7 @@ writer leaves beside a folder, the next one takes away, or puts back if nothing 
 import contextlib
 import contextvars
 import errno
-import glob
+import functools
 import hashlib
 import json
 import logging
@@ -46,6 +46,9 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+# As `beside` names them, and what is put aside while it is replaced.
+_LEFT = re.compile(r"\.(?P<name>.+)\.(?P<host>\w+)-(?P<pid>\d+)-\w+\.(?P<kind>part|old)")
 
 _writes = True
 _anyway: contextvars.ContextVar[bool] = contextvars.ContextVar("_anyway", default=False)
@@ -140,7 +143,7 @@ def write_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
         return
-    sweep(path)
+    sweep(path.parent, path.name)
     if new and path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     part = beside(path)
@@ -168,13 +171,22 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
-def sweep(path: Path) -> None:
-    """Put right what writers of a file or folder left beside it that were killed on this machine."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        found = re.fullmatch(rf"\.{re.escape(path.name)}\.(\w+)-(\d+)-\w+\.(part|old)", left.name)
-        if not found or found[1] != _host() or psutil.pid_exists(int(found[2])):
+def sweep(folder: Path, name: str | None = None, *, alone: bool = False) -> None:
+    """Put right what killed writers left in a folder: half written things go, and a lone old one comes back.
+
+    Args:
+        folder: Where they wrote.
+        name: Of the file or folder that was written; any if not given.
+        alone: No other process writes there now; else what a process of this machine left that is gone.
+    """
+    for left in folder.glob(".*"):
+        found = _LEFT.fullmatch(left.name)
+        if not found or (name is not None and found["name"] != name):
             continue
-        if found[3] == "old" and not path.exists():
+        if not alone and (found["host"] != _host() or psutil.pid_exists(int(found["pid"]))):
+            continue
+        path = folder / found["name"]
+        if found["kind"] == "old" and not path.exists():
             log.warning("%s was being replaced by a process that was killed: it is back as it was", path)
             left.replace(path)
         elif left.is_dir():
@@ -183,9 +195,13 @@ def sweep(path: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+@functools.cache
 def _host() -> str:
     """Tell machines and containers apart that share a disk, but not their processes."""
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    space = ""
+    with contextlib.suppress(OSError):
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return hashlib.sha256(f"{platform.node()} {space}".encode()).hexdigest()[:8]
 
 
 def synced(file: Path) -> int:

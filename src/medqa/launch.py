@@ -1,9 +1,10 @@
 """Is this process one of several that torchrun or accelerate started? Read before torch is. Torch-free."""
 
+import contextlib
+import hashlib
 import os
 import platform
-
-import psutil
+from pathlib import Path
 
 __all__ = ["builds_for_host", "launch_id", "place", "wants_shards"]
 
@@ -26,13 +27,15 @@ def builds_for_host() -> bool:
 
 
 def launch_id() -> str | None:
-    """Name the launch that started this process; the same when torchrun starts it anew. None if alone."""
-    if place()[1] == 1:
+    """Name torchrun's launch that started this process, the same when it starts it anew; None if none did."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if place()[1] == 1 or run is None:
         return None
-    launcher = psutil.Process().parent()
-    if launcher is None:
-        return None
-    return f"{platform.node()}, process {launcher.pid} of {launcher.create_time():.2f}"
+    started, launcher = "", os.getppid()
+    with contextlib.suppress(OSError, IndexError):  # since the machine started: no clock's matter
+        started = Path(f"/proc/{launcher}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    text = f"{platform.node()} {run} {launcher} {started}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def wants_shards() -> bool:

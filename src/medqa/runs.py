@@ -21,7 +21,6 @@ import contextlib
 import datetime
 import errno
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import platformdirs
 
 from medqa.config import RunConfig
 from medqa.errors import RunError
-from medqa.files import file_sha256, read_json, write_folder, write_json, write_text, writes
+from medqa.files import file_sha256, read_json, sweep, write_folder, write_json, write_text, writes
 from medqa.hub import HUB_MARK, fetch_run
 from medqa.launch import launch_id, place
 from medqa.locking import hold
@@ -193,7 +192,7 @@ class RunFolder:
                 whole = whole and isinstance(record["adapter_sha256"], str)
                 whole = whole and isinstance(record["data"]["files"], list)
                 whole = whole and isinstance(record["prompt"], dict)
-                files = record["adapter_files"] if record["version"] != 3 else {}
+                files = record.get("adapter_files", {}) if record["version"] == 3 else record["adapter_files"]
                 whole = whole and all(Path(name).name == name for name in files)
                 whole = whole and all(isinstance(checksum, str) for checksum in files.values())
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
@@ -247,10 +246,9 @@ class RunFolder:
             yield
 
     def _sweep(self) -> None:
-        """Take away what writers that were killed left half done; nobody else writes here now."""
+        """Put right what writers that were killed left; nobody else writes here now."""
         for folder in (self.path, self.path / "adapter", self.path / "checkpoints"):
-            for left in (*folder.glob(".*.part"), *folder.glob(".*.old")):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            sweep(folder, alone=True)
 
     def note(self, text: str) -> None:
         """Keep a notice in run.json, so that what the user was told stays with the run."""

@@ -16,7 +16,7 @@ _PATTERNS = {
     "a Slack token": r"\bxox[abprs]-[A-Za-z0-9-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----(?s:.*?-----END [A-Z ]*PRIVATE KEY-----)?",
     # Up to the last @: a password may hold one, or a slash. A port and a path are none.
-    "a password in an address": r"""(?<=://)[^\s/:@]*:(?!\d+/)[^\s"'<>]+(?=@)""",
+    "a password in an address": r"""(?<=://)[^\s/:@]{0,99}:(?!\d+/)[^\s"'<>]{1,300}(?=@)""",
     "a token in an address": r"(?<=://)[^\s/:@]{16,}(?=@)",
     "a key in an address": r"""(?i:[?&](?:(?:api[_-]?)?key|\w*token|secret|password)=)[^\s&#"'<>]+""",
     "a bearer's token": r"(?<=[Bb]earer )(?=\S*\d)[\w.~+/=-]{16,}",

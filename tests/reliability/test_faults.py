@@ -160,7 +160,7 @@ def test_a_disk_that_is_full_is_told_by_what_makes_files_elsewhere(
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question": "Which organ makes insulin?", "options": ["Liver", "Pancreas"]}\n')
     words = {
-        "export": ["export", calibrated_run, "--to", "merged", "--out", out, "--questions", 10],
+        "export": ["export", calibrated_run, "--to", "merged", "--out", out, "--questions", 20],
         "data": ["data", "--set", f"data.name={word_data}", "--out", out],
         "answer": ["answer", calibrated_run, questions, out.with_suffix(".jsonl")],
     }[verb]
@@ -413,6 +413,28 @@ def test_settings_that_are_not_ours_are_not_handed_to_peft(calibrated_copy):
         write_json(file, {**settings, **change})
         with pytest.raises(ModelError, match="which this program does not write"):
             Answerer.load(calibrated_copy)
+
+
+@pytest.mark.parametrize("files", [[], 5, {"../../../../etc/hostname": "0"}, {"adapter_config.json": 5}])
+def test_checksums_of_what_is_elsewhere_are_refused(calibrated_copy, files):
+    record = read_json(calibrated_copy / "run.json")
+    for version in (3, 4):
+        write_json(calibrated_copy / "run.json", {**record, "version": version, "adapter_files": files})
+        with pytest.raises(RunError, match="is damaged"):
+            RunFolder.open(calibrated_copy)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_version_before_is_gone_on_from(tiny_model, word_data, tmp_path):
+    settings = [*tiny_settings(tiny_model, word_data), "train.epochs=2", "train.checkpoint_minutes=0.000001"]
+    run = train(load_recipe("medmcqa", settings), tmp_path / "run", "medmcqa")
+    (run.path / "run.json").write_text(json.dumps({**read_json(run.path / "run.json"), "status": "running"}))
+    for step in (run.path / "checkpoints").glob("step-*"):
+        state = json.loads((step / "state.json").read_text())["state"]
+        (step / "state.json").write_text(json.dumps(state))
+    newest = max((run.path / "checkpoints").glob("step-*"))
+    shutil.rmtree(newest)
+    assert resume(run.path).record["adapter_sha256"] == run.record["adapter_sha256"]
 
 
 def test_another_runs_adapter_settings_are_refused(calibrated_copy):

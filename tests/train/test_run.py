@@ -473,3 +473,18 @@ def test_kill_9_and_resume_gives_the_uninterrupted_result(settings, tmp_path):
     assert json.loads((tmp_path / "cut" / "run.json").read_text())["status"] == "running"
     resumed = resume(tmp_path / "cut")
     assert same(adapter_of(resumed.path), adapter_of(whole.path))
+
+
+def test_a_run_that_lost_a_process_while_it_was_measured_says_so(settings, tmp_path, monkeypatch):
+    """torchrun starts it anew, which must not pass for a whole run."""
+    monkeypatch.setattr("medqa.train.run.launch_id", lambda: "this launch")
+    monkeypatch.setattr("medqa.runs.launch_id", lambda: "this launch")
+    config = load_recipe("medmcqa", settings)
+    run = train(config, tmp_path / "run", "medmcqa")
+    assert train(config, run.path, "medmcqa").record == run.record  # whole: nothing to do
+    with pytest.raises(RunError, match="was stopped after that") as error:
+        train(config, run.path, "medmcqa", end=1e12)
+    assert error.value.hint == f"`medqa evaluate {run.path}` do what is missing"
+    monkeypatch.setattr("medqa.train.run.launch_id", lambda: "another")
+    with pytest.raises(RunError, match="is there already"):
+        train(config, run.path, "medmcqa")

@@ -45,7 +45,7 @@ def train(
     from medqa.cli.output import print_json, print_trained
     from medqa.cli.trust_output import print_report
     from medqa.data.prepared import begin_corpus
-    from medqa.files import read_json
+    from medqa.files import read_sealed
     from medqa.hardware.environment import prepare_environment
     from medqa.recipe import DEFAULT_RECIPE, load_recipe, refuse_planned, with_whole_paths
     from medqa.runs import new_run_path
@@ -78,4 +78,4 @@ def train(
         return
     print_trained(run)
     if "report" in run.record and place()[0] == 0:
-        print_report(read_json(run.path / run.record["report"]))
+        print_report(read_sealed(run.path / run.record["report"]))

@@ -69,8 +69,13 @@ def calibrate(
     """
     run = RunFolder.open(path)
     run.refuse_if_published("calibrate")
-    group = join_group(choose_device(run.config.model).torch_device)
-    group.require_same(adapter=run.record["adapter_sha256"], versions=provenance()["versions"])
+    device = choose_device(run.config.model)
+    group = join_group(device.torch_device)
+    group.require_same(
+        precision=device.precision,
+        adapter=run.record["adapter_sha256"],
+        versions=provenance()["versions"],
+    )
     questions = InTurn(run.config.data, run.config.train.seed, group)
     with run.held():
         try:

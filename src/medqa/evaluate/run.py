@@ -66,8 +66,10 @@ def evaluate(
     questions = evaluation_set(data, config.train.seed)
     refuse_trained_on(questions, run.record["data"]["files"])
     if engine is None:
-        group = join_group(choose_device(config.model).torch_device)
+        device = choose_device(config.model)
+        group = join_group(device.torch_device)
         group.require_same(
+            precision=device.precision,
             adapter=run.record["adapter_sha256"],
             questions=examples_hash(questions.examples),
             versions=provenance()["versions"],

@@ -169,7 +169,7 @@ def join_group(device: torch.device) -> Group:
         device: Where this process computes.
 
     Raises:
-        TrainingError: If the others can't be reached.
+        DeviceError: If the others can't be reached.
     """
     global _current, _store
     rank, size = place()

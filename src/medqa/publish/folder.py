@@ -157,14 +157,15 @@ def copy_run(run: RunFolder, out: Path, *, base: str | None = None) -> None:
     """
     out.mkdir(exist_ok=True)
     adapter = run.adapter
-    for name in sorted(adapter_checksums(adapter)):
-        if name in MODEL_FILES:
-            _copy(adapter / name, out / name)
+    for file in sorted(adapter.iterdir()):
+        # PEFT leaves a card behind that says nothing.
+        if file.is_file() and file.name in MODEL_FILES and file.suffix != ".md":
+            _copy(file, out / file.name)
     if (adapter / CALIBRATION).is_file():
         write_values(out, scrub(read_values(adapter)))
     name = str(run.record["base_model"]["name"])
     named = name if name == SMOLLM2 else base or short_name(name)
-    record = scrub({**json.loads(json.dumps(run.record)), "command": ""})
+    record = scrub({**json.loads(json.dumps(run.record)), "command": "", "launch": None})
     record["command"] = scrub_command(str(run.record.get("command", "")))
     record["config"]["model"]["name"] = record["base_model"]["name"] = named
     settings = scrub(read_json(adapter / "adapter_config.json"))

@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging
 import os
 import platform
 import shutil
@@ -29,6 +30,8 @@ from medqa.errors import RunError
 from medqa.files import file_sha256, read_json, synced, write_json
 
 __all__ = ["Parts", "claimed", "this_process"]
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -150,10 +153,16 @@ class Parts:
 
     def _whole(self, number: int) -> Record | None:
         """Return a chunk's record; None if it is damaged, or somebody tidied up: it will be done again."""
-        with contextlib.suppress(RunError, KeyError, FileNotFoundError):
+        try:
             record = read_json(self._record(number))
-            if file_sha256(self.part(number)) == record["sha256"]:
+            if record.get("sha256") == file_sha256(self.part(number)):
                 return record
+        except FileNotFoundError:
+            return None
+        except RunError:
+            if not self._record(number).exists():
+                return None
+        log.warning("%s is not what was written: its rows are answered once more", self.part(number))
         return None
 
     def listed(self) -> list[int]:

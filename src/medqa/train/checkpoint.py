@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medqa.errors import RunError, machine_fault
-from medqa.files import file_sha256, seal, unsealed, write_folder, write_json
+from medqa.files import beside, file_sha256, seal, unsealed, write_folder, write_json
 from medqa.hardware.device import is_out_of_memory
 from medqa.train.engine import ADAMW_FIELDS, Engine, Tensors
 
@@ -59,18 +59,18 @@ def save_checkpoint(folder: Path, engine: Engine, device: torch.device, state: T
     """Write a checkpoint; it appears under its name only when it is whole. Keeps the newest two."""
     path = folder / f"step-{state.step:06d}"
     weights, optimizer = engine.tensors()
-    with write_folder(path) as beside:
-        save_file(_on_host(weights), beside / "adapter.safetensors")
+    with write_folder(path) as part:
+        save_file(_on_host(weights), part / "adapter.safetensors")
         tensors = {f"{name}|{field}": value for name, of in optimizer.items() for field, value in of.items()}
         tensors["random|cpu"] = torch.get_rng_state()
         if device.type != "cpu":
             tensors["random|device"] = torch.get_device_module(device).get_rng_state()
-        save_file(_on_host(tensors), beside / "optimizer.safetensors")
-        files = {name: file_sha256(beside / name) for name in _TENSORS}
-        write_json(beside / "state.json", seal({"state": dataclasses.asdict(state), "files": files}))
+        save_file(_on_host(tensors), part / "optimizer.safetensors")
+        files = {name: file_sha256(part / name) for name in _TENSORS}
+        write_json(part / "state.json", seal({"state": dataclasses.asdict(state), "files": files}))
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         # Hidden first: killed in between, a half deleted one must not bear its name.
-        shutil.rmtree(old.replace(old.with_name(f".{old.name}.old")))
+        shutil.rmtree(old.replace(beside(old)))
     return path
 
 
@@ -89,10 +89,14 @@ def load_checkpoint(path: Path, engine: Engine, device: torch.device) -> TrainSt
         RunError: If the checkpoint is damaged or of another adapter.
     """
     try:
-        written = unsealed(json.loads((path / "state.json").read_text(encoding="utf-8")))
-        for name in _TENSORS:
-            if file_sha256(path / name) != written["files"][name]:
-                raise ValueError(f"{name}: its checksum differs")
+        written = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if "sha256" in written:
+            written = unsealed(written)
+            for name in _TENSORS:
+                if file_sha256(path / name) != written["files"][name]:
+                    raise ValueError(f"{name}: its checksum differs")
+        else:  # of the version before, which had no checksums
+            written = {"state": written}
         weights, tensors = (load_file(path / name) for name in _TENSORS)
         state = TrainState(**written["state"])
         names = set(engine.tensor_names())

@@ -1,6 +1,7 @@
 """A training run: settings in, run folder with adapter, plot and record out."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from medqa.train.prepare import Prepared
 from medqa.train.stop import StoppedError
 from medqa.train.together import refuse_different_adapters
 from medqa.train.tuning import Tuning
+from medqa.trust.store import FILE_NAME as CALIBRATION
 
 __all__ = ["resume", "train"]
 
@@ -68,7 +70,9 @@ def train(
     group = join_group(choose_device(config.model).torch_device)
     path = group.agree(path)
     if group.decide(lambda: _was_begun(path, config, recipe)):
-        return resume(path, config.model.trust_remote_code)
+        run = resume(path, config.model.trust_remote_code)
+        _refuse_half_measured(run, timed=end is not None)
+        return run
     config = with_whole_paths(config)
     prepared = Prepared(config, questions or InTurn(config.data, config.train.seed, group), end=end)
     _require_same(group, prepared)
@@ -83,9 +87,7 @@ def train(
         **prepared.record(tuning.rows),
     )
     with run.held():
-        _train(run, tuning)
-    group.wait()  # a process that ends takes the others with it: not before all is written
-    return run
+        return _train(run, tuning)
 
 
 def _was_begun(path: Path, config: RunConfig, recipe: str) -> bool:
@@ -119,6 +121,8 @@ def _require_shared(group: Group, run: RunFolder) -> None:
     path = run.path / "run.json"
     seen = path.is_file() and read_json(path).get("created") == run.record["created"]
     if missing := [rank for rank, sees in enumerate(group.gather(seen)) if not sees]:
+        if group.is_first:
+            shutil.rmtree(run.path)  # just made: it would be in the way of the next try
         raise TrainingError(
             f"process {missing[0]} does not see {run.path.resolve()} of process 0",
             "all hosts must share the run folder: --out on a disk that they share",
@@ -144,7 +148,6 @@ def resume(path: Path, trust_remote_code: str | None = None) -> RunFolder:
 def _resume(path: Path, trust_remote_code: str | None) -> RunFolder:
     run = RunFolder.open(path, finished=False)  # as it is now that nobody else writes
     if run.record["status"] == "complete":
-        _refuse_half_measured(run)
         log.warning("%s is complete already: nothing to resume", path)
         return run
     if "data" not in run.record:
@@ -175,12 +178,12 @@ def _resume(path: Path, trust_remote_code: str | None) -> RunFolder:
     return _train(run, tuning)
 
 
-def _refuse_half_measured(run: RunFolder) -> None:
-    """Raise RunError if training ended, and what it ends with did not: torchrun starts it anew then, say."""
-    plan, share = run.record.get("plan"), run.config.data.calibration_share
+def _refuse_half_measured(run: RunFolder, *, timed: bool) -> None:
+    """Raise RunError if a process was lost after training, so that what it ends with is missing."""
     told = any(notice.startswith(_UNCALIBRATED) for notice in run.record["notices"])
-    missing = [] if share == 0 or told or "calibration" in run.record else ["calibrate"]
-    missing += ["evaluate"] if plan and "report" not in run.record else []
+    calibrated = told or (run.adapter / CALIBRATION).is_file() or run.config.data.calibration_share == 0
+    missing = [] if calibrated else ["calibrate"]
+    missing += ["evaluate"] if timed and not list(run.path.glob("report*.json")) else []
     if missing:
         commands = " and ".join(f"`medqa {verb} {run.path}`" for verb in missing)
         raise RunError(f"{run.path} is trained, and was stopped after that", f"{commands} do what is missing")
@@ -253,6 +256,7 @@ def _train(run: RunFolder, tuning: Tuning) -> RunFolder:
         if tuning.timed is not None:
             report = evaluate_tuned(tuned, *tuning.timed.evaluation())
             run.update(report=report["file"])
+        group.wait()  # a process that ends takes the others with it: not before all is written
     except BaseException:
         missing = f"`medqa calibrate {run.path}` and `medqa evaluate {run.path}` do what is missing"
         tuning.notice(f"Stopped after training, which is whole: {missing}")
