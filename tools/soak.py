@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests" / "serve"))
 from storm import QUESTION, Storm, good_bodies  # noqa: E402
 
 SAMPLE_S = 10
+TIMEOUT_S = 300  # how long an answer takes is measured elsewhere
 MAX_GROWTH_MIB = 64  # from the second quarter of the time to the last
 TRAINING = ["data.max_train_rows=32", "data.calibration_share=0", "data.selection_share=0"]
 SERVING = ["serve.max_explanation_tokens=8"]
@@ -75,7 +76,7 @@ def main(minutes=20.0, num_bad=10_000):
         watcher.start()
         start = time.monotonic()
         try:
-            asyncio.run(storm.run(num_bad, 60 * minutes))
+            asyncio.run(storm.run(num_bad, 60 * minutes, TIMEOUT_S))
         finally:
             done.set()
             watcher.join()

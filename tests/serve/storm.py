@@ -163,11 +163,11 @@ class Storm:
         self.num_good = 0
         self.start = self.pause_s = 0.0
 
-    async def run(self, num_bad, seconds=0.0):
+    async def run(self, num_bad, seconds=0.0, timeout_s=60):
         """Send so many wrong requests, 16 at a time, evenly over so many seconds or as fast as it goes."""
         left = iter(range(num_bad))
         self.start, self.pause_s = time.monotonic(), seconds / num_bad
-        async with httpx.AsyncClient(base_url=self.url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=self.url, timeout=timeout_s) as client:
             await asyncio.gather(*(self.work(client, left) for _ in range(16)))
 
     async def work(self, client, left):
