@@ -125,6 +125,15 @@ def base_model(folder, name, data):
         refuses(load_renderer, base)
 
 
+def index(data, folder):
+    """The index of a model in several files."""
+    for file, content in BASE_MODEL.items():
+        (folder / file.replace("model.safetensors", "x.safetensors")).write_bytes(content)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "model.safetensors.index.json").write_bytes(data)
+    refuses(find_base, ModelConfig(name=str(folder)))
+
+
 def model_file(name):
     return lambda data, folder: base_model(folder, name, data)
 
@@ -137,5 +146,6 @@ PARSERS = {
     "exam": exam,
     "calibration": calibration,
     "run": run,
+    "index": index,
     **{Path(name).stem: model_file(name) for name in BASE_MODEL},
 }
