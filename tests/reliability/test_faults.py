@@ -377,6 +377,7 @@ def test_damaged_metrics_are_told_and_cost_no_training(tiny_model, word_data, tm
         assert any("metrics.jsonl was damaged" in text for text in again.record["notices"])
 
 
+@pytest.mark.slow
 def test_a_lack_of_memory_is_no_damage(tiny_model, word_data, tmp_path, monkeypatch):
     from medqa.train import checkpoint
 
@@ -393,6 +394,7 @@ def test_a_lack_of_memory_is_no_damage(tiny_model, word_data, tmp_path, monkeypa
     assert "rm -r" not in error.value.hint
 
 
+@pytest.mark.slow
 def test_settings_that_are_not_ours_are_not_handed_to_peft(calibrated_copy):
     from medqa.serve.answerer import Answerer
 

@@ -263,7 +263,10 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored(settings, tmp_pa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("when", ["before it is decided", "while it is", "after"])
+@pytest.mark.parametrize(
+    "when",
+    ["after", *(pytest.param(w, marks=pytest.mark.slow) for w in ("before it is decided", "while it is"))],
+)
 def test_a_signal_at_the_end_of_a_step_is_neither_lost_nor_said_to_be_saved_when_it_is_not(
     settings, tmp_path, monkeypatch, when
 ):
