@@ -11,7 +11,7 @@ from typing import Any
 from medqa import __version__
 from medqa.secrets import mask_secrets
 
-__all__ = ["provenance"]
+__all__ = ["provenance", "versions"]
 
 _PACKAGES = (
     "torch",
@@ -35,14 +35,19 @@ def _git_state() -> dict[str, Any] | None:
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
 
 
-def provenance() -> dict[str, Any]:
-    """Say which program on which machine writes this: versions, git state, platform."""
-    versions = {"medqa": __version__, "python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Say which versions of this program and of what it stands on are here."""
+    found = {"medqa": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Say which program on which machine writes this: versions, git state, platform."""
     return {
-        "versions": versions,
+        "versions": versions(),
         "platform": platform.platform(),
         "git": _git_state(),
         "command": mask_secrets(" ".join(sys.argv)),

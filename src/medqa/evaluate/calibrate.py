@@ -20,7 +20,7 @@ from medqa.hardware.group import current_group, join_group
 from medqa.model.tuned import TunedModel, load_tuned
 from medqa.progress import track
 from medqa.prompts import PromptRenderer
-from medqa.provenance import provenance
+from medqa.provenance import provenance, versions
 from medqa.records import Example
 from medqa.runs import RunFolder
 from medqa.trust.calibration import Calibration, LogLikelihoods
@@ -74,7 +74,7 @@ def calibrate(
     group.require_same(
         precision=device.precision,
         adapter=run.record["adapter_sha256"],
-        versions=provenance()["versions"],
+        versions=versions(),
     )
     questions = InTurn(run.config.data, run.config.train.seed, group)
     with run.held():

@@ -26,7 +26,7 @@ from medqa.hardware.group import join_group
 from medqa.hardware.selftest_record import last_selftest
 from medqa.launch import place
 from medqa.model.tuned import TunedModel, load_tuned
-from medqa.provenance import provenance
+from medqa.provenance import provenance, versions
 from medqa.recipe import changed_config
 from medqa.records import Prediction
 from medqa.runs import RunFolder
@@ -72,7 +72,7 @@ def evaluate(
             precision=device.precision,
             adapter=run.record["adapter_sha256"],
             questions=examples_hash(questions.examples),
-            versions=provenance()["versions"],
+            versions=versions(),
         )
         with run.held():
             report = evaluate_tuned(load_tuned(path, trust_remote_code), questions, config.evaluate)

@@ -11,7 +11,7 @@ from typing import Any
 
 from medqa.hardware.probe import Machine, Vendor, probe
 from medqa.hardware.rules import Finding, check
-from medqa.provenance import provenance
+from medqa.provenance import versions
 
 __all__ = ["INSTALL", "compare_views", "diagnose", "torch_view"]
 
@@ -128,6 +128,6 @@ def diagnose(
         "torch": view,
         "device": device,
         "findings": [finding.record() for finding in findings],
-        "versions": provenance()["versions"],
+        "versions": versions(),
         "built_in_model": built_in,
     }

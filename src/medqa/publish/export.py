@@ -23,7 +23,7 @@ from medqa.errors import ConfigError, RunError
 from medqa.evaluate.engine import Engine
 from medqa.files import beside, file_sha256, read_json, write_folder, write_json, write_text
 from medqa.model.load import find_base, load_renderer
-from medqa.provenance import provenance
+from medqa.provenance import versions
 from medqa.publish.folder import base_on_hub, copy_run
 from medqa.publish.gguf import WRITTEN, refuse_unwritable, write_gguf
 from medqa.publish.llama import QUANTIZED, LlamaEngine, quantize
@@ -252,7 +252,7 @@ def _record(work: Subject, folder: Path, parity: Parity, calibration: str) -> di
             for file in sorted(folder.glob("*"))
             if file.suffix in (".safetensors", ".gguf")
         },
-        "versions": provenance()["versions"],
+        "versions": versions(),
     }
 
 

@@ -19,7 +19,7 @@ from medqa.hardware.selftest_record import last_selftest
 from medqa.launch import launch_id
 from medqa.model.lora import trainable_parameters
 from medqa.model.tuned import TunedModel
-from medqa.provenance import provenance
+from medqa.provenance import versions
 from medqa.recipe import with_whole_paths
 from medqa.runs import RunFolder, adapter_checksums
 from medqa.train.loop import train_adapter
@@ -110,7 +110,7 @@ def _require_same(group: Group, prepared: Prepared) -> None:
         base_model=prepared.base.fingerprint,
         prompt=prepared.renderer.sha256,
         precision=prepared.device.precision,
-        versions=provenance()["versions"],
+        versions=versions(),
     )
 
 
